@@ -1,0 +1,34 @@
+"""Output files that appear whole: written under a temporary name, flushed to disk, renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Opens a file that takes its name only when the block ends without an exception.
+
+    A reader, or a run that is stopped at any moment, sees the old file or the new one, never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON, whole."""
+    with whole_file(path, "w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.write("\n")

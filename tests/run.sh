@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up .venv, runs the linters and the tests.
+#
+#   bash tests/run.sh                        # everything but the tests marked slow
+#   bash tests/run.sh -m slow                # those marked slow
+#   bash tests/run.sh tests/unit -k jpeg     # any arguments of pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source requirements/install.sh dev
+
+ruff check .
+ruff format --check .
+pyright
+python -m pytest "$@"
