@@ -1,0 +1,82 @@
+"""What a codec is, and how one is found by its name.
+
+A codec is a frozen dataclass whose fields are its settings. A package can bring its own through an entry
+point of the group `megatron_codec.codecs` that points at such a class:
+
+    [project.entry-points."megatron_codec.codecs"]
+    mine = "my_package.codec:MyCodec"
+"""
+
+import dataclasses
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from megatron_codec.errors import UserError
+
+ENTRY_POINTS = "megatron_codec.codecs"
+BUILT_IN = {"jpeg": "megatron_codec.codecs.jpeg:JpegCodec"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The verdict of `Codec.check`: the first fault of a stream, and the byte where it lies."""
+
+    valid: bool
+    reason: str = ""
+    offset: int | None = None
+
+
+class DecodeError(UserError):
+    """A stream that its codec cannot decode."""
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """The contract of every codec; `codecs/jpeg.py` is the one to read first."""
+
+    name: ClassVar[str]
+    file_suffix: ClassVar[str]
+
+    def encode(self, media: Any) -> bytes:
+        """The canonical stream of a picture or clip: equal pixels give equal bytes."""
+        ...
+
+    def decode(self, stream: bytes) -> Any:
+        """The picture or clip; a stream cut short is completed. Raises DecodeError."""
+        ...
+
+    def prompt(self, stream: bytes, ratio: float) -> bytes:
+        """A prefix with the share `ratio` (0 to 1) of the stream's patches or frames, cut on their border."""
+        ...
+
+    def check(self, stream: bytes) -> Report:
+        """Whether the stream is complete and strictly valid, and if not where it first fails."""
+        ...
+
+    def to_file(self, stream: bytes) -> bytes:
+        """The content of a file that any viewer of the format opens. Raises DecodeError."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"name": ..., "settings": {...}}`, JSON values only; `get_codec` takes both back."""
+        ...
+
+
+def get_codec(name: str, settings: dict[str, Any] | None = None) -> Codec:
+    """The codec of that name with these settings (the defaults for those left out).
+
+    Raises UserError for an unknown name, an unknown setting or a value that the codec refuses.
+    """
+    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    known = installed | BUILT_IN
+    if name not in known:
+        raise UserError(f"codec '{name}'", f"must be one of {', '.join(sorted(known))}")
+    codec_class = resolve_name(known[name])
+    fields = [field.name for field in dataclasses.fields(codec_class)]
+    unknown = sorted(set(settings or {}) - set(fields))
+    if unknown:
+        raise UserError(
+            f"setting {', '.join(unknown)} of codec '{name}'", f"must be one of {', '.join(fields)}"
+        )
+    return codec_class(**(settings or {}))

@@ -1,0 +1,197 @@
+"""The JPEG streams of JPEG-LM (Han et al., "JPEG-LM: LLMs as Image Generators with Canonical Codec
+Representations", 2024, section 3 and its public script).
+
+A picture is baseline JPEG, 4:2:0, with a restart marker after every MCU (a 16x16 patch), in the abbreviated
+format of ITU-T T.81 annex B.5: quantization and Huffman tables, which are the same for every picture, are
+left out and spliced in again when a stream is decoded.
+
+    codec = JpegCodec(image_size=256, quality=25)
+    stream = codec.encode(Image.open("cat.png"))
+    codec.decode(stream).show()
+"""
+
+import io
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from megatron_codec.codecs.base import DecodeError, Report
+from megatron_codec.codecs.images import canonical
+from megatron_codec.errors import UserError, raise_all
+
+MCU_SIZE = 16
+_START_OF_SCAN = 0xDA
+_END_OF_IMAGE = b"\xff\xd9"
+_RESTART_MARKER = re.compile(rb"\xff[\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff(?!\x00).?", re.DOTALL)
+
+# Pillow's numbers for what a JPEG datastream contains.
+_WHOLE_FILE, _TABLES_ONLY, _WITHOUT_TABLES = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class JpegCodec:
+    """Pictures to abbreviated JPEG streams and back.
+
+    Args:
+        image_size: side of the square picture in pixels, a multiple of 16.
+        quality: libjpeg's quality, 1 to 100.
+        remove_head: also leave out the constant head (SOI to the end of the scan header). Worth it for small
+            pictures, of which the head is a large part; the paper keeps it.
+    """
+
+    name: ClassVar[str] = "jpeg"
+    file_suffix: ClassVar[str] = ".jpg"
+
+    image_size: int = 256
+    quality: int = 25
+    remove_head: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.image_size % MCU_SIZE or not 0 < self.image_size < 65536:
+            near = min(65520, max(MCU_SIZE, round(self.image_size / MCU_SIZE) * MCU_SIZE))
+            rule = f"must be a multiple of {MCU_SIZE}, below 65536"
+            faults.append(UserError(f"image size {self.image_size}", rule, f"use {near}"))
+        if not 1 <= self.quality <= 100:
+            faults.append(UserError(f"quality {self.quality}", "must lie between 1 and 100"))
+        raise_all(faults)
+
+    @property
+    def num_patches(self) -> int:
+        """MCUs of 16x16 pixels in a picture; each is one restart interval of the stream."""
+        return (self.image_size // MCU_SIZE) ** 2
+
+    @cached_property
+    def tables(self) -> bytes:
+        """The tables-only file (SOI, DQT, DHT, EOI) that every stream shares."""
+        return self._save(self._blank(), _TABLES_ONLY)
+
+    @cached_property
+    def head(self) -> bytes:
+        """What every stream begins with: SOI, APP0, SOF0, DRI and the scan header (59 bytes)."""
+        return _head_of(self._save(self._blank(), _WITHOUT_TABLES))
+
+    @cached_property
+    def file_head(self) -> bytes:
+        """What every standalone file begins with: the head with the tables in their places."""
+        return _head_of(self._save(self._blank(), _WHOLE_FILE))
+
+    def encode(self, media: Image.Image | np.ndarray) -> bytes:
+        """The stream of a Pillow image or a uint8 array [height, width] or [height, width, 3].
+
+        A picture of another mode, orientation or size is made canonical first (`images.canonical`, centre
+        crop). Metadata has no influence.
+        """
+        stream = self._save(canonical(media, self.image_size), _WITHOUT_TABLES)
+        return stream[len(self.head) :] if self.remove_head else stream
+
+    def decode(self, stream: bytes) -> Image.Image:
+        """The RGB picture. Patches that a truncated stream lacks are grey. Raises DecodeError."""
+        try:
+            picture = Image.open(io.BytesIO(self.to_file(stream)), formats=["JPEG"])
+            picture.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            if isinstance(error, DecodeError):
+                raise
+            raise DecodeError(f"stream of {len(stream)} bytes", f"does not decode: {error}") from error
+        return picture
+
+    def to_file(self, stream: bytes) -> bytes:
+        """The standalone .jpg file, byte for byte what Pillow writes; a truncated stream is closed with EOI.
+
+        Raises DecodeError if the stream does not begin with the codec's head (or with a part of it).
+        """
+        payload = stream
+        if not self.remove_head:
+            if not (stream.startswith(self.head) or self.head.startswith(stream)):
+                raise DecodeError(f"stream of {len(stream)} bytes", f"must begin with the head of {self}")
+            payload = stream[len(self.head) :]
+        end = b"" if payload.endswith(_END_OF_IMAGE) else _END_OF_IMAGE
+        return self.file_head + payload + end
+
+    def prompt_patches(self, ratio: float) -> int:
+        """How many patches `prompt` keeps at this ratio.
+
+        Cuts lie 8 patches apart, after each RST7, as in the paper's script (32 cuts at 256 pixels), where a
+        row of patches is a multiple of 8; at other sizes after any patch.
+        """
+        if not 0 <= ratio <= 1:
+            raise UserError(f"prompt ratio {ratio}", "must lie between 0 and 1")
+        unit = 1 if self.image_size // MCU_SIZE % 8 else 8
+        return unit * int(self.num_patches // unit * ratio)
+
+    def prompt(self, stream: bytes, ratio: float) -> bytes:
+        """The prefix with the first `prompt_patches(ratio)` patches, ending in their last restart marker.
+
+        Ratio 0 gives the head alone, ratio 1 the stream. A stream with fewer patches is returned whole.
+        """
+        start = 0 if self.remove_head else len(self.head)
+        patches = self.prompt_patches(ratio)
+        if patches == 0:
+            return stream[:start]
+        markers = _RESTART_MARKER.finditer(stream, start)
+        last = next(islice(markers, patches - 1, None), None)
+        return stream[: last.end()] if last else stream
+
+    def check(self, stream: bytes) -> Report:
+        """Whether head, restart markers (order and number) and EOI are those of a complete picture.
+
+        The Huffman-coded bits between two markers are not looked into.
+        """
+        start = 0 if self.remove_head else len(self.head)
+        if not self.remove_head and not stream.startswith(self.head):
+            pairs = zip(self.head, stream, strict=False)
+            offset = next((i for i, (want, got) in enumerate(pairs) if want != got), len(stream))
+            return Report(False, "the head differs from the codec's", offset)
+        patch = -1
+        for patch, match in enumerate(_MARKER.finditer(stream, start)):
+            offset, marker = match.start(), match.group()
+            if offset == start:
+                return Report(False, f"patch {patch} has no data", offset)
+            is_last = patch == self.num_patches - 1
+            expected = _END_OF_IMAGE if is_last else bytes((0xFF, 0xD0 + patch % 8))
+            if marker != expected:
+                found = f"found {marker.hex().upper()}, expected {expected.hex().upper()}"
+                return Report(False, f"{found} after patch {patch}", offset)
+            start = match.end()
+            if is_last:
+                break
+        else:
+            return Report(False, f"ends within patch {patch + 1} of {self.num_patches}", len(stream))
+        if start < len(stream):
+            return Report(False, f"{len(stream) - start} bytes follow the end of the image", start)
+        return Report(True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and settings, for `get_codec`."""
+        return {"name": self.name, "settings": asdict(self)}
+
+    def _blank(self) -> Image.Image:
+        return Image.new("RGB", (self.image_size, self.image_size))
+
+    def _save(self, picture: Image.Image, streamtype: int) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(
+            buffer,
+            format="JPEG",
+            quality=self.quality,
+            subsampling="4:2:0",
+            streamtype=streamtype,
+            restart_marker_blocks=1,
+        )
+        return buffer.getvalue()
+
+
+def _head_of(file: bytes) -> bytes:
+    """The bytes up to the entropy-coded data: SOI, then marker segments up to and with SOS (T.81 B.1.1.4)."""
+    position, marker = 2, 0
+    while marker != _START_OF_SCAN:
+        marker = file[position + 1]
+        position += 2 + int.from_bytes(file[position + 2 : position + 4], "big")
+    return file[:position]

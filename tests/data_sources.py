@@ -1,0 +1,62 @@
+"""Real photographs for the tests, found in the packages that requirements/dev.txt installs."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLOUR_PHOTOS = {
+    "skimage": [
+        "data/astronaut.png",
+        "data/chelsea.png",
+        "data/coffee.png",
+        "data/hubble_deep_field.jpg",
+        "data/ihc.png",
+        "data/motorcycle_left.png",
+        "data/motorcycle_right.png",
+        "data/retina.jpg",
+        "data/rocket.jpg",
+    ],
+    "matplotlib": ["mpl-data/sample_data/grace_hopper.jpg"],
+}
+
+
+def real_photos() -> list[Path]:
+    """Ten colour photographs, PNG and JPEG, 427 to 1411 pixels wide."""
+    return [_package(name) / file for name, files in COLOUR_PHOTOS.items() for file in files]
+
+
+def photo_crops(count: int, size: int = 256) -> list[Image.Image]:
+    """`count` different windows of the photographs, `size` x `size`, RGB, without metadata.
+
+    Windows are cut at a third of their side apart, largest first, so they show many textures and scales.
+    """
+    photos = [Image.open(path).convert("RGB") for path in real_photos()]
+    windows = []
+    for scale in (1.0, 0.6, 0.36, 0.22):
+        for photo in photos:
+            side = round(min(photo.size) * scale)
+            for top in range(0, photo.height - side + 1, side // 3):
+                for left in range(0, photo.width - side + 1, side // 3):
+                    windows.append((photo, (left, top, left + side, top + side)))
+    if count > len(windows):
+        raise ValueError(f"{count} crops wanted, {len(windows)} can be made")
+    chosen = [windows[i * len(windows) // count] for i in range(count)]
+    crops = [photo.resize((size, size), Image.Resampling.BICUBIC, box=box) for photo, box in chosen]
+    for crop in crops:
+        crop.info = {}
+    return crops
+
+
+def grey_faces() -> np.ndarray:
+    """100 photographed faces in grey, uint8 [100, 25, 25] (from Labeled Faces in the Wild)."""
+    faces = np.load(_package("skimage") / "data" / "lfw_subset.npy")[:100]
+    return np.round(faces * 255).astype(np.uint8)
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{name} is missing: pip install -r requirements/dev.txt")
+    return Path(spec.origin).parent
