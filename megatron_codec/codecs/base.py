@@ -38,6 +38,11 @@ class Codec(Protocol):
     name: ClassVar[str]
     file_suffix: ClassVar[str]
 
+    @property
+    def preamble(self) -> bytes:
+        """What every stream begins with, and what generation from nothing is prompted with; may be empty."""
+        ...
+
     def encode(self, media: Any) -> bytes:
         """The canonical stream of a picture or clip: equal pixels give equal bytes."""
         ...

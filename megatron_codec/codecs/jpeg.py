@@ -77,6 +77,11 @@ class JpegCodec:
         """What every stream begins with: SOI, APP0, SOF0, DRI and the scan header (59 bytes)."""
         return _head_of(self._save(self._blank(), _WITHOUT_TABLES))
 
+    @property
+    def preamble(self) -> bytes:
+        """The head, or nothing where the streams are without it."""
+        return b"" if self.remove_head else self.head
+
     @cached_property
     def file_head(self) -> bytes:
         """What every standalone file begins with: the head with the tables in their places."""
