@@ -1,0 +1,109 @@
+// Python's view of the byte-pair encoding: megatron_codec._csrc.BpeTrainer and BpeEncoder.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bpe_encoder.hpp"
+#include "bpe_trainer.hpp"
+#include "fault.hpp"
+
+namespace py = pybind11;
+using bpe::Document;
+using Ids = py::array_t<uint16_t, py::array::c_style>;
+
+namespace {
+
+// The memory of any object with contiguous bytes (bytes, memoryview, numpy uint8), not copied.
+class Bytes {
+ public:
+  explicit Bytes(py::handle object) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE)) throw py::error_already_set();
+    if (view_.itemsize != 1) {
+      PyBuffer_Release(&view_);
+      throw py::type_error("a document is bytes, a memoryview or a contiguous uint8 array");
+    }
+  }
+  ~Bytes() {
+    if (view_.obj) PyBuffer_Release(&view_);
+  }
+  Bytes(Bytes&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
+  Bytes& operator=(Bytes&&) = delete;
+
+  Document document() const { return {static_cast<const uint8_t*>(view_.buf), static_cast<size_t>(view_.len)}; }
+
+ private:
+  Py_buffer view_;
+};
+
+std::vector<bpe::Merge> to_merges(const std::vector<std::pair<uint16_t, uint16_t>>& pairs) {
+  std::vector<bpe::Merge> merges;
+  for (auto [left, right] : pairs) merges.push_back({left, right});
+  return merges;
+}
+
+Ids encode(const bpe::Encoder& encoder, py::handle stream) {
+  Bytes bytes(stream);
+  std::vector<uint16_t> ids(bytes.document().size);
+  size_t count;
+  {
+    py::gil_scoped_release release;
+    count = encoder.encode(bytes.document(), ids.data());
+  }
+  return Ids(count, ids.data());
+}
+
+py::array_t<int64_t> encode_batch(const bpe::Encoder& encoder, const py::sequence& streams, Ids out,
+                                  const std::vector<uint16_t>& around, int threads) {
+  std::vector<Bytes> held;
+  std::vector<Document> documents;
+  size_t needed = 0;
+  for (py::handle stream : streams) {
+    documents.push_back(held.emplace_back(stream).document());
+    needed += documents.back().size + around.size();
+  }
+  if (static_cast<size_t>(out.size()) < needed)
+    throw UserFault("a buffer of " + std::to_string(out.size()) + " ids",
+                    "has to hold " + std::to_string(needed) + ", one for each byte of the documents and each id around them");
+  uint16_t* target = out.mutable_data();
+  std::vector<int64_t> offsets;
+  {
+    py::gil_scoped_release release;
+    offsets = encoder.encode(documents, around, threads, target);
+  }
+  return py::array_t<int64_t>(offsets.size(), offsets.data());
+}
+
+py::bytes decode(const bpe::Encoder& encoder, const uint16_t* ids, size_t count) {
+  py::bytes result(nullptr, encoder.decoded_size(ids, count));
+  encoder.decode(ids, count, PyBytes_AS_STRING(result.ptr()));
+  return result;
+}
+
+}  // namespace
+
+void bind_bpe(py::module_& module) {
+  py::class_<bpe::Trainer>(module, "BpeTrainer")
+      .def(py::init<size_t>(), py::arg("max_token_length"))
+      .def("add", [](bpe::Trainer& trainer, py::handle stream) {
+        Bytes bytes(stream);
+        trainer.add(bytes.document().data, bytes.document().size);
+      })
+      .def("merge", [](bpe::Trainer& trainer) -> std::optional<std::tuple<int, int, uint32_t>> {
+        py::gil_scoped_release release;
+        auto choice = trainer.merge();
+        if (!choice) return std::nullopt;
+        return std::make_tuple(choice->merge.left, choice->merge.right, choice->count);
+      });
+
+  py::class_<bpe::Encoder>(module, "BpeEncoder")
+      .def(py::init([](const std::vector<std::pair<uint16_t, uint16_t>>& merges, std::vector<uint16_t> ids) {
+             return bpe::Encoder(bpe::Vocabulary(to_merges(merges)), std::move(ids));
+           }),
+           py::arg("merges"), py::arg("ids"))
+      .def("encode", encode)
+      .def("encode_batch", encode_batch)
+      .def("decode", [](const bpe::Encoder& encoder, const Ids& ids) { return decode(encoder, ids.data(), ids.size()); })
+      .def("token_bytes", [](const bpe::Encoder& encoder, bpe::Token token) {
+        return py::bytes(encoder.vocabulary().bytes(token).data(), encoder.vocabulary().length(token));
+      });
+}

@@ -1,0 +1,98 @@
+#include "bpe_encoder.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <numeric>
+#include <thread>
+
+#include "bpe_merger.hpp"
+#include "fault.hpp"
+
+namespace bpe {
+
+Encoder::Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids)
+    : vocabulary_(std::move(vocabulary)), ids_(std::move(ids)) {
+  if (ids_.empty()) {
+    ids_.resize(vocabulary_.size());
+    std::iota(ids_.begin(), ids_.end(), 0);
+  }
+  if (ids_.size() != vocabulary_.size())
+    throw UserFault(std::to_string(ids_.size()) + " ids", "there have to be as many as tokens, " + std::to_string(vocabulary_.size()));
+  tokens_.assign(*std::max_element(ids_.begin(), ids_.end()) + 1, kNone);
+  for (size_t token = 0; token < ids_.size(); ++token) {
+    if (tokens_[ids_[token]] != kNone) throw UserFault("id " + std::to_string(ids_[token]), "stands for two tokens");
+    tokens_[ids_[token]] = token;
+  }
+}
+
+size_t Encoder::encode(Document document, uint16_t* out) const {
+  Merger merger(vocabulary_);
+  size_t count = merger.encode(document.data, document.size, out);
+  for (size_t i = 0; i < count; ++i) out[i] = ids_[out[i]];
+  return count;
+}
+
+size_t Encoder::decoded_size(const uint16_t* ids, size_t count) const {
+  size_t size = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (ids[i] >= tokens_.size() || tokens_[ids[i]] == kNone)
+      throw UserFault("id " + std::to_string(ids[i]) + " at position " + std::to_string(i), "is no token of this vocabulary");
+    size += vocabulary_.length(tokens_[ids[i]]);
+  }
+  return size;
+}
+
+void Encoder::decode(const uint16_t* ids, size_t count, char* out) const {
+  for (size_t i = 0; i < count; ++i) {
+    std::string_view bytes = vocabulary_.bytes(tokens_[ids[i]]);
+    std::memcpy(out, bytes.data(), bytes.size());
+    out += bytes.size();
+  }
+}
+
+std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around,
+                                     int threads, uint16_t* out) const {
+  // Each thread takes a stretch of documents of about the same number of bytes and writes where its
+  // output would start if nothing were merged; the stretches are then moved together.
+  std::vector<size_t> room(documents.size() + 1);
+  for (size_t i = 0; i < documents.size(); ++i) room[i + 1] = room[i] + documents[i].size + around.size();
+  std::vector<size_t> first(threads + 1, documents.size());
+  for (int t = 0; t < threads; ++t)
+    first[t] = std::lower_bound(room.begin(), room.end() - 1, room.back() / threads * t) - room.begin();
+
+  std::vector<int64_t> counts(documents.size() + 1);
+  std::vector<size_t> written(threads);
+  std::vector<std::exception_ptr> failures(threads);
+  auto work = [&](int t) {
+    try {
+      uint16_t* cursor = out + room[first[t]];
+      for (size_t i = first[t]; i < first[t + 1]; ++i) {
+        uint16_t* begin = cursor;
+        if (!around.empty()) *cursor++ = around[0];
+        cursor += encode(documents[i], cursor);
+        if (!around.empty()) *cursor++ = around[1];
+        counts[i + 1] = cursor - begin;
+      }
+      written[t] = cursor - (out + room[first[t]]);
+    } catch (...) {
+      failures[t] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(work, t);
+  work(0);
+  for (std::thread& other : others) other.join();
+  for (const std::exception_ptr& failure : failures)
+    if (failure) std::rethrow_exception(failure);
+
+  size_t end = written[0];
+  for (int t = 1; t < threads; ++t) {
+    std::memmove(out + end, out + room[first[t]], written[t] * sizeof(uint16_t));
+    end += written[t];
+  }
+  std::partial_sum(counts.begin(), counts.end(), counts.begin());
+  return counts;
+}
+
+}  // namespace bpe

@@ -1,0 +1,40 @@
+// Encodes and decodes documents with one vocabulary. Safe to call from several threads.
+#pragma once
+
+#include <vector>
+
+#include "bpe_vocabulary.hpp"
+
+namespace bpe {
+
+struct Document {
+  const uint8_t* data;
+  size_t size;
+};
+
+class Encoder {
+ public:
+  // ids[t] is the public id of token t; empty when they are the same.
+  Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids);
+
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+
+  // Writes the ids of one document to `out`, which has room for `document.size`; returns how many there are.
+  size_t encode(Document document, uint16_t* out) const;
+
+  // Writes the ids of all documents to `out` without a gap, each between the ids `around` if that holds two.
+  // `out` has room for all bytes and the ids around them. Returns where each document starts, and the end.
+  std::vector<int64_t> encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around, int threads,
+                              uint16_t* out) const;
+
+  // The length in bytes of the text of `ids`. Throws UserFault for an id that is no token.
+  size_t decoded_size(const uint16_t* ids, size_t count) const;
+  void decode(const uint16_t* ids, size_t count, char* out) const;
+
+ private:
+  Vocabulary vocabulary_;
+  std::vector<uint16_t> ids_;
+  std::vector<Token> tokens_;  // the token of each id
+};
+
+}  // namespace bpe
