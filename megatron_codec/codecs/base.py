@@ -68,6 +68,15 @@ class Codec(Protocol):
         ...
 
 
+class ImageCodec(Codec, Protocol):
+    """A codec of square pictures; its `encode` takes them in any mode and size."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded picture in pixels."""
+        ...
+
+
 def get_codec(name: str, settings: dict[str, Any] | None = None) -> Codec:
     """The codec of that name with these settings (the defaults for those left out).
 

@@ -112,11 +112,9 @@ class JpegCodec:
 
         Raises DecodeError if the stream does not begin with the codec's head (or with a part of it).
         """
-        payload = stream
-        if not self.remove_head:
-            if not (stream.startswith(self.head) or self.head.startswith(stream)):
-                raise DecodeError(f"stream of {len(stream)} bytes", f"must begin with the head of {self}")
-            payload = stream[len(self.head) :]
+        if not (stream.startswith(self.preamble) or self.preamble.startswith(stream)):
+            raise DecodeError(f"stream of {len(stream)} bytes", f"must begin with the head of {self}")
+        payload = stream[len(self.preamble) :]
         end = b"" if payload.endswith(_END_OF_IMAGE) else _END_OF_IMAGE
         return self.file_head + payload + end
 
@@ -136,7 +134,7 @@ class JpegCodec:
 
         Ratio 0 gives the head alone, ratio 1 the stream. A stream with fewer patches is returned whole.
         """
-        start = 0 if self.remove_head else len(self.head)
+        start = len(self.preamble)
         patches = self.prompt_patches(ratio)
         if patches == 0:
             return stream[:start]
@@ -149,9 +147,9 @@ class JpegCodec:
 
         The Huffman-coded bits between two markers are not looked into.
         """
-        start = 0 if self.remove_head else len(self.head)
-        if not self.remove_head and not stream.startswith(self.head):
-            pairs = zip(self.head, stream, strict=False)
+        start = len(self.preamble)
+        if not stream.startswith(self.preamble):
+            pairs = zip(self.preamble, stream, strict=False)
             offset = next((i for i, (want, got) in enumerate(pairs) if want != got), len(stream))
             return Report(False, "the head differs from the codec's", offset)
         patch = -1
