@@ -48,7 +48,7 @@ class Codec(Protocol):
         ...
 
     def decode(self, stream: bytes) -> Any:
-        """The picture or clip; a stream cut short is completed. Raises DecodeError."""
+        """The picture or clip; what a truncated or damaged stream lacks is filled in. Raises DecodeError."""
         ...
 
     def prompt(self, stream: bytes, ratio: float) -> bytes:

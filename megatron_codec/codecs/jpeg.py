@@ -29,6 +29,8 @@ _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = b"\xff\xd9"
 _RESTART_MARKER = re.compile(rb"\xff[\xd0-\xd7]")
 _MARKER = re.compile(rb"\xff(?!\x00).?", re.DOTALL)
+# What ends a scan: any marker but RSTn. FFFF is fill (T.81 B.1.1.2), FF00 a data byte.
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 # Pillow's numbers for what a JPEG datastream contains.
 _WHOLE_FILE, _TABLES_ONLY, _WITHOUT_TABLES = 0, 1, 2
@@ -97,26 +99,28 @@ class JpegCodec:
         return stream[len(self.head) :] if self.remove_head else stream
 
     def decode(self, stream: bytes) -> Image.Image:
-        """The RGB picture. Patches that a truncated stream lacks are grey. Raises DecodeError."""
+        """The RGB picture that `to_file` stores; patches that a stream lacks are grey. Raises DecodeError."""
+        file = self.to_file(stream)
         try:
-            picture = Image.open(io.BytesIO(self.to_file(stream)), formats=["JPEG"])
+            picture = Image.open(io.BytesIO(file), formats=["JPEG"])
             picture.load()
         except (OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, DecodeError):
-                raise
             raise DecodeError(f"stream of {len(stream)} bytes", f"does not decode: {error}") from error
         return picture
 
     def to_file(self, stream: bytes) -> bytes:
-        """The standalone .jpg file, byte for byte what Pillow writes; a truncated stream is closed with EOI.
+        """A standalone .jpg file that opens in any viewer; for a complete stream, byte for byte Pillow's.
+
+        A truncated stream is closed with EOI, and a damaged one before the first marker that does not
+        belong into a scan. Whether a stream was sound is for `check` to say.
 
         Raises DecodeError if the stream does not begin with the codec's head (or with a part of it).
         """
         if not (stream.startswith(self.preamble) or self.preamble.startswith(stream)):
             raise DecodeError(f"stream of {len(stream)} bytes", f"must begin with the head of {self}")
         payload = stream[len(self.preamble) :]
-        end = b"" if payload.endswith(_END_OF_IMAGE) else _END_OF_IMAGE
-        return self.file_head + payload + end
+        end = _SCAN_END.search(payload)
+        return self.file_head + payload[: end.start() if end else None] + _END_OF_IMAGE
 
     def prompt_patches(self, ratio: float) -> int:
         """How many patches `prompt` keeps at this ratio.

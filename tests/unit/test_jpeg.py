@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from megatron_codec.codecs import Codec, DecodeError, JpegCodec, Report, get_codec
@@ -38,6 +40,11 @@ def crops() -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def streams(crops) -> list[bytes]:
     return [JpegCodec().encode(crop) for crop in crops]
+
+
+@pytest.fixture(scope="module")
+def small_streams() -> list[bytes]:
+    return [JpegCodec(32, remove_head=True).encode(crop) for crop in photo_crops(20, 32)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -120,6 +127,27 @@ def test_every_truncation_decodes(remove_head):
             assert codec.decode(truncated).size == (32, 32)
             report = codec.check(truncated)
             assert not report.valid and report.offset is not None and report.offset <= length
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_every_damaged_stream_decodes(small_streams, data):
+    codec = JpegCodec(32, remove_head=True)
+    stream = bytearray(data.draw(st.sampled_from(small_streams)))
+    for _ in range(data.draw(st.integers(1, 20))):
+        place = data.draw(st.integers(0, len(stream) - 1))
+        damage = data.draw(
+            st.one_of(st.binary(max_size=4), st.sampled_from([b"\xff", b"\xff\xff", b"\xff\xc0", EOI]))
+        )
+        stream[place : place + data.draw(st.integers(0, 3))] = damage
+        stream = stream or bytearray(b"\x00")
+    assert codec.decode(bytes(stream)).size == (32, 32)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_decode_without_a_head(stream):
+    assert JpegCodec(32, remove_head=True).decode(stream).size == (32, 32)
 
 
 def test_metadata_has_no_influence():
