@@ -1,0 +1,186 @@
+"""What tools/generate.py does: pictures from nothing or from the first part of pictures, as files."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from megatron_codec.codecs import Codec, DecodeError
+from megatron_codec.config import ParallelConfig
+from megatron_codec.data import CodecDataset
+from megatron_codec.errors import UserError
+from megatron_codec.files import whole_file, write_json
+from megatron_codec.inference.contact_sheet import contact_sheet
+from megatron_codec.inference.engine import Completion, Engine
+from megatron_codec.inference.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Samples pictures from a checkpoint and writes them with a contact sheet."""
+
+    load: Path
+    """Folder of checkpoints, the --save of tools/pretrain.py; it is enough by itself."""
+    output: Path
+    """Folder for the pictures, contact_sheet.png and samples.json."""
+    num_samples: int = 16
+    """Samples, of each prompt if there are prompts."""
+    prompt_image: tuple[Path, ...] = ()
+    """Pictures to complete."""
+    prompt_data_path: Path | None = None
+    """Dataset prefix whose first documents are completed, instead of pictures."""
+    num_prompts: int = 4
+    """Documents to take from --prompt-data-path."""
+    prompt_ratio: float = 0.5
+    """Share of a prompt picture that is given, in patches, from the top."""
+    temperature: float = 1.0
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Of these, among the likeliest that together reach this probability."""
+    max_tokens: int | None = None
+    """New tokens a sample at most; by default to the end of the model's context."""
+    seed: int = 0
+    """Of the random numbers; the same seed gives the same pictures."""
+    batch_size: int = 64
+    """Sequences that are decoded together."""
+    dtype: str | None = None
+    """float32 or bfloat16; by default what the model was trained in."""
+    tensor_model_parallel_size: int = 1
+    """Processes that share each layer, under torchrun."""
+    pipeline_model_parallel_size: int = 1
+    """Stages that the layers are cut into, under torchrun."""
+
+
+def generate(config: GenerateConfig) -> dict:
+    """Samples, writes `OUTPUT/*.jpg`, `contact_sheet.png` and `samples.json`, and returns the last.
+
+    Raises:
+        UserError: no checkpoint, a picture that cannot be read, or sampling settings out of range.
+    """
+    sampling = Sampling(
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=config.seed,
+        n=config.num_samples,
+        max_tokens=config.max_tokens,
+    )
+    engine = Engine.load(
+        config.load,
+        ParallelConfig(
+            tensor_model_parallel_size=config.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        ),
+        config.dtype,
+    )
+    originals = list(_originals(config, engine))
+    prompts = [engine.prompt_ids(stream, config.prompt_ratio) for _, stream in originals]
+    prompts = prompts or [engine.prompt_ids()]
+
+    started = time.perf_counter()
+    with tqdm(total=len(prompts) * sampling.n, unit="sample", disable=not engine.layout.is_main) as bar:
+        completions = engine.generate(prompts, sampling, config.batch_size, progress=bar.update)
+    seconds = time.perf_counter() - started
+    if not engine.layout.is_main:
+        return {}
+    return _write(config, engine.codec, originals, completions, seconds)
+
+
+def _originals(config: GenerateConfig, engine: Engine) -> Iterator[tuple[str, bytes]]:
+    """Name and stream of each picture to complete."""
+    for path in config.prompt_image:
+        yield path.stem, engine.codec.encode(_open(path))
+    if config.prompt_data_path is not None:
+        dataset = CodecDataset.open(config.prompt_data_path)
+        if dataset.manifest.codec != engine.codec.to_dict():
+            raise UserError(
+                f"--prompt-data-path {config.prompt_data_path}",
+                f"was made with {dataset.manifest.codec}, the checkpoint with {engine.codec.to_dict()}",
+                "give a dataset made with the settings that the model was trained on",
+            )
+        special = (engine.tokenizer.bos, engine.tokenizer.eos)
+        for index in range(min(config.num_prompts, dataset.num_documents)):
+            ids = [int(i) for i in dataset.document(index) if i not in special]
+            yield f"document-{index}", engine.tokenizer.decode(ids)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"--prompt-image {path}", f"cannot be read: {error}", "give a whole picture"
+        ) from error
+    return picture
+
+
+def _write(
+    config: GenerateConfig,
+    codec: Codec,
+    originals: list[tuple[str, bytes]],
+    completions: list[Completion],
+    seconds: float,
+) -> dict:
+    config.output.mkdir(parents=True, exist_ok=True)
+    n = config.num_samples
+    samples, pictures = [], []
+    for number, completion in enumerate(completions):
+        name = f"{originals[number // n][0]}-{number % n:03d}" if originals else f"sample-{number:03d}"
+        picture, fault = _decode(completion)
+        pictures.append(picture)
+        # What no viewer opens is kept as it came, under another name.
+        file = config.output / (name + (codec.file_suffix if picture else ".broken"))
+        with whole_file(file) as stream:
+            stream.write(codec.to_file(completion.stream) if picture else completion.stream)
+        report = codec.check(completion.stream)
+        samples.append(
+            {
+                "file": file.name,
+                "decodes": picture is not None,
+                "markers_valid": report.valid,
+                "fault": fault or report.reason,
+                "finish_reason": completion.finish_reason,
+                "new_tokens": len(completion.token_ids),
+                "mean_logprob": sum(completion.logprobs) / len(completion.logprobs),
+            }
+        )
+    if originals:
+        rows = [
+            [
+                codec.decode(codec.prompt(stream, config.prompt_ratio)),
+                *pictures[index * n : (index + 1) * n],
+                codec.decode(stream),
+            ]
+            for index, (_, stream) in enumerate(originals)
+        ]
+        sheet = contact_sheet(rows, ["prompt", *["sample"] * n, "original"])
+    else:
+        columns = max(1, round(n**0.5))
+        sheet = contact_sheet([pictures[i : i + columns] for i in range(0, n, columns)])
+    with whole_file(config.output / "contact_sheet.png") as stream:
+        sheet.save(stream, format="PNG")
+    new_tokens = sum(sample["new_tokens"] for sample in samples)
+    summary = {
+        "samples": len(samples),
+        "share_that_decodes": sum(sample["decodes"] for sample in samples) / len(samples),
+        "share_with_valid_markers": sum(sample["markers_valid"] for sample in samples) / len(samples),
+        "seconds": seconds,
+        "tokens_per_second": new_tokens / seconds,
+        "seed": config.seed,
+        "files": samples,
+    }
+    write_json(config.output / "samples.json", summary)
+    return summary
+
+
+def _decode(completion: Completion) -> tuple[Image.Image | None, str]:
+    try:
+        return completion.media, ""
+    except DecodeError as error:
+        return None, str(error)

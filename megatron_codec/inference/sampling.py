@@ -1,0 +1,92 @@
+"""Sampling: temperature, then top-k, then top-p, with random numbers that depend on the request alone.
+
+The order is the one of transformers and vLLM. The random number of a token is a function of the seed, the
+sample's number and the token's place, so a request gives the same tokens alone or in company.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_codec.errors import UserError, raise_all
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to continue each prompt.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: of these, keep the likeliest that together reach this probability.
+        seed: of the random numbers.
+        n: samples a prompt.
+        max_tokens: new tokens at most; None goes on to the end of the model's context.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    n: int = 1
+    max_tokens: int | None = None
+
+    def __post_init__(self):
+        raise_all(list(self._faults()))
+
+    def _faults(self) -> Iterator[UserError]:
+        if not 0 <= self.temperature < float("inf"):
+            yield UserError(
+                f"temperature {self.temperature}",
+                "must be a finite number, 0 or more",
+                "use 1.0, or 0 for greedy",
+            )
+        if self.top_k < 0:
+            yield UserError(f"top_k {self.top_k}", "must be 0 (all tokens) or more", "use 0")
+        if not 0 < self.top_p <= 1:
+            yield UserError(
+                f"top_p {self.top_p}", "must lie above 0 and not above 1", "use 1.0 for all tokens"
+            )
+        if self.n < 1:
+            yield UserError(f"n {self.n}", "must be at least 1", "use 1")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            yield UserError(
+                f"max_tokens {self.max_tokens}", "must be at least 1", "leave it out for no limit"
+            )
+
+    def random_numbers(self, prompt: int, sample: int, count: int) -> np.ndarray:
+        """float64 [count] in [0, 1) for the tokens of one sample of one prompt."""
+        key = np.random.SeedSequence([self.seed & (2**64 - 1), prompt, sample])
+        return np.random.Generator(np.random.Philox(key)).random(count)
+
+
+def choose(logits: Tensor, sampling: Sampling, random: Tensor) -> tuple[Tensor, Tensor]:
+    """Chooses a token for each row.
+
+    Args:
+        logits: [b, v]; -inf where a token may not be chosen.
+        random: float64 [b] in [0, 1).
+
+    Returns:
+        The tokens, int64 [b], and their natural log-probabilities under the unchanged model, float32 [b].
+    """
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    if sampling.temperature == 0:
+        tokens = logprobs.argmax(dim=-1)
+    else:
+        # float64, so that the last place of a sum over the vocabulary does not decide.
+        ordered, ids = (logprobs.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
+        probabilities = torch.softmax(ordered, dim=-1)
+        if 0 < sampling.top_k < probabilities.shape[1]:
+            probabilities[:, sampling.top_k :] = 0
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities[before >= sampling.top_p * probabilities.sum(dim=-1, keepdim=True)] = 0
+        reached = probabilities.cumsum(dim=-1)
+        place = torch.searchsorted(reached, (random * reached[:, -1])[:, None], right=True)
+        # Rounding may point behind the last token that was kept.
+        place = place.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1)
+        tokens = ids.gather(1, place)[:, 0]
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]

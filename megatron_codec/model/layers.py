@@ -1,0 +1,139 @@
+"""Layers for where Transformer Engine is not: attention through SDPA, and RMSNorm for sequence parallelism.
+
+Shapes: s sequence, b batch, h hidden, n heads of this tensor-parallel rank, g key-value groups, d head width.
+"""
+
+import math
+
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Rotary:
+    """Rotary position embedding, as Llama applies it (halves, not pairs), with its tables kept.
+
+    Megatron-Core takes cosines and sines anew in every layer, and in a decoding step for one new token.
+
+    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.
+    """
+
+    def __init__(self, width: int, base: float):
+        self.width, self.base = width, base
+        self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions 0 to length - 1, [length, d / 2] each, of the type of `like`."""
+        key = like.dtype, like.device
+        if key not in self._tables or len(self._tables[key][0]) < length:
+            exponents = torch.arange(0, self.width, 2, dtype=torch.float32, device=like.device) / self.width
+            positions = torch.arange(length, dtype=torch.float32, device=like.device)
+            angles = torch.outer(positions, 1.0 / self.base**exponents)
+            self._tables[key] = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+        cos, sin = self._tables[key]
+        return cos[:length], sin[:length]
+
+
+class Rotate(torch.autograd.Function):
+    """Turns the halves of the last dimension by angles; its gradient is the turn back.
+
+    Written without the concatenations of the usual formula, which cost two more passes over memory.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`x` [..., d] with `cos` and `sin` broadcastable to [..., d / 2]."""
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        cos, sin = ctx.saved_tensors
+        return _turn(gradients[0], cos, sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    turned = torch.empty_like(x)
+    (first, second), (to_first, to_second) = x.chunk(2, -1), turned.chunk(2, -1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin, value=direction)
+    return turned
+
+
+class SdpaAttention(MegatronModule):
+    """Causal attention by `scaled_dot_product_attention`, in the place of Megatron's DotProductAttention.
+
+    Megatron's own writes the s x s matrix; this one lets torch choose a kernel that does not. It applies
+    the rotary embedding itself, has no dropout, as Llama has none, and refuses what it would ignore.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        rotary: Rotary,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection=None,
+    ):
+        super().__init__(config=config)
+        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if attention_type != "self" or dropout or config.context_parallel_size > 1:
+            raise ValueError(
+                f"SdpaAttention: attention_type={attention_type!r}, dropout={dropout}, "
+                f"context_parallel_size={config.context_parallel_size}; it computes causal self-attention "
+                "without dropout on one context-parallel rank (context parallelism needs Transformer Engine)"
+            )
+        self.rotary = rotary
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(rotary.width)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params=None,
+    ) -> Tensor:
+        """Attends causally: `query` [s, b, n, d], `key` and `value` [s, b, g, d] give [s, b, n * d]."""
+        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
+            raise ValueError(
+                "SdpaAttention computes the causal mask itself and takes no other mask or packing"
+            )
+        cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=query)
+        q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        out_bnsd = F.scaled_dot_product_attention(
+            Rotate.apply(q_bnsd, cos_sd, sin_sd),
+            Rotate.apply(k_bgsd, cos_sd, sin_sd),
+            v_bgsd,
+            is_causal=True,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return out_bnsd.permute(2, 0, 1, 3).flatten(2)
+
+
+class RMSNorm(torch.nn.Module):
+    """RMSNorm by torch, marked for sequence parallelism.
+
+    Under sequence parallelism each rank norms its part of the sequence, so the gradients of the weight
+    have to be summed over the tensor-parallel group; Megatron-Core does so for weights with this mark.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norms the last dimension of `x`, [..., h]."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -1,0 +1,184 @@
+"""Checkpoints: one folder, enough by itself, readable under any TP x PP x DP.
+
+    DIR/iter_0000100/                       weights and optimizer, by megatron.core.dist_checkpointing
+    DIR/iter_0000100/model.json             shape of the model, tokenizer, codec, how far it was trained
+    DIR/latest_checkpointed_iteration.txt   the number of the newest whole checkpoint
+
+A checkpoint is written under a temporary name and renamed, and only then named as the latest, so a run
+that is killed at any moment leaves the one before it usable.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_codec.config import ModelConfig
+from megatron_codec.errors import UserError
+from megatron_codec.files import whole_file, write_json
+from megatron_codec.parallel import Layout
+
+logger = logging.getLogger(__name__)
+
+LATEST = "latest_checkpointed_iteration.txt"
+DESCRIPTION = "model.json"
+
+# Optimizer state in the shape of the model's parameters, so that every layout can read it.
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "singleton_local_shards": False,
+    "chained_optim_avoid_prefix": True,
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself, besides its tensors.
+
+    Attributes:
+        model: shape of the decoder.
+        tokenizer: the whole vocabulary, as `Tokenizer.to_dict` gives it.
+        codec: name and settings, as `Codec.to_dict` gives them.
+        dataset_hash: hash of the manifest that it was trained on.
+        iteration: steps done.
+        consumed_samples: sequences seen.
+        bf16: whether the weights are stored in bfloat16.
+    """
+
+    model: ModelConfig
+    tokenizer: dict[str, Any]
+    codec: dict[str, Any]
+    dataset_hash: str
+    iteration: int
+    consumed_samples: int
+    bf16: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "Description":
+        """Raises:
+        UserError: the file is missing, is not JSON, or lacks a field.
+        """
+        path = folder / DESCRIPTION
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values["model"] = ModelConfig(**values["model"])
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                str(path),
+                f"is not the description of a checkpoint ({error})",
+                "give a folder written by --save",
+            ) from error
+
+
+def latest(folder: str | Path) -> Path:
+    """The newest whole checkpoint in a folder of checkpoints, or the folder itself if it is one.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(folder)
+    if (folder / DESCRIPTION).exists():
+        return folder
+    try:
+        iteration = int((folder / LATEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--load {folder}",
+            f"holds no checkpoint (no readable {LATEST} in it)",
+            "give the folder that was --save of tools/pretrain.py",
+        ) from error
+    return folder / _name(iteration)
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether a folder of checkpoints names a newest one."""
+    return (Path(folder) / LATEST).exists()
+
+
+def save(
+    folder: str | Path,
+    description: Description,
+    module: GPTModel,
+    optimizer: MegatronOptimizer,
+    schedule: OptimizerParamScheduler,
+    layout: Layout,
+) -> Path:
+    """Writes a checkpoint; every process calls it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    final = folder / _name(description.iteration)
+    partial = folder / f".{final.name}.tmp"
+    if layout.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    torch.distributed.barrier()
+    dist_checkpointing.save(
+        _state(module, optimizer, schedule), str(partial), content_metadata=dict(_METADATA)
+    )
+    torch.distributed.barrier()
+    if layout.is_main:
+        write_json(partial / DESCRIPTION, asdict(description))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        with whole_file(folder / LATEST, "w") as stream:
+            stream.write(f"{description.iteration}\n")
+    torch.distributed.barrier()
+    return final
+
+
+def load_weights(checkpoint: Path, module: GPTModel) -> None:
+    """Fills the module's weights from a checkpoint that may have been written under any layout."""
+    loaded = _load({"model": _model_state(module)}, checkpoint)
+    module.load_state_dict(loaded["model"])
+
+
+def load(
+    checkpoint: Path, module: GPTModel, optimizer: MegatronOptimizer, schedule: OptimizerParamScheduler
+) -> None:
+    """Fills weights, optimizer and schedule, so that training goes on as if it had never stopped."""
+    loaded = _load(_state(module, optimizer, schedule, is_loading=True), checkpoint)
+    module.load_state_dict(loaded["model"])
+    optimizer.load_state_dict(loaded["optimizer"])
+    schedule.load_state_dict(loaded["schedule"])
+
+
+def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    loaded = dist_checkpointing.load(state, str(checkpoint))
+    assert isinstance(loaded, dict)  # a tuple only where unexpected keys were asked for
+    return loaded
+
+
+def _name(iteration: int) -> str:
+    return f"iter_{iteration:07d}"
+
+
+def _model_state(module: GPTModel) -> dict[str, Any]:
+    return module.sharded_state_dict(metadata=dict(_METADATA))
+
+
+def _state(
+    module: GPTModel,
+    optimizer: MegatronOptimizer,
+    schedule: OptimizerParamScheduler,
+    is_loading: bool = False,
+) -> dict[str, Any]:
+    model_state = _model_state(module)
+    return {
+        "model": model_state,
+        "optimizer": optimizer.sharded_state_dict(
+            model_state, is_loading=is_loading, metadata=dict(_METADATA)
+        ),
+        "schedule": schedule.state_dict(),
+    }

@@ -1,0 +1,72 @@
+"""The optimizer (Megatron-Core's distributed AdamW) and the schedule of its learning rate."""
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_codec import platform
+from megatron_codec.config import ParallelConfig, TrainingConfig
+from megatron_codec.parallel import Layout
+from megatron_codec.training.adam import Adam
+
+
+def data_parallel(module: GPTModel, parallel: ParallelConfig, layout: Layout) -> DistributedDataParallel:
+    """Wraps the module so that gradients are summed in fp32 over the data-parallel group."""
+    return DistributedDataParallel(
+        config=module.config,
+        ddp_config=DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            use_distributed_optimizer=True,
+        ),
+        module=module,
+        pg_collection=layout.groups,
+    )
+
+
+def build_optimizer(
+    model: DistributedDataParallel, training: TrainingConfig, parallel: ParallelConfig
+) -> MegatronOptimizer:
+    """AdamW whose state is spread over the data-parallel group; TE's or apex's fused Adam where present."""
+    platform.install_adam(Adam)
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=training.lr,
+            min_lr=training.min_lr,
+            weight_decay=training.weight_decay,
+            adam_beta1=training.adam_beta1,
+            adam_beta2=training.adam_beta2,
+            adam_eps=training.adam_eps,
+            clip_grad=training.clip_grad,
+            bf16=training.bf16,
+            params_dtype=torch.bfloat16 if training.bf16 else torch.float32,
+            use_distributed_optimizer=True,
+            overlap_param_gather=parallel.overlap_param_gather,
+        ),
+        [model],
+    )
+
+
+def build_schedule(optimizer: MegatronOptimizer, training: TrainingConfig) -> OptimizerParamScheduler:
+    """Linear warm-up, then the chosen decay to `min_lr`; counted in samples, as Megatron counts."""
+    batch = training.global_batch_size
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=training.lr,
+        min_lr=training.min_lr,
+        lr_warmup_steps=training.lr_warmup_iters * batch,
+        lr_decay_steps=(training.lr_decay_iters or training.train_iters) * batch,
+        lr_decay_style=training.lr_decay_style,
+        start_wd=training.weight_decay,
+        end_wd=training.weight_decay,
+        wd_incr_steps=training.train_iters * batch,
+        wd_incr_style="constant",
+        # The flags of this run rule; the checkpoint only says how far the schedule has come.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )

@@ -1,0 +1,195 @@
+"""Pretraining, from a configuration to a checkpoint. Read this first.
+
+Every process runs this function: torchrun (or srun) starts one for each GPU, or a few on a CPU.
+"""
+
+import logging
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from megatron_codec import parallel
+from megatron_codec.config import PretrainConfig
+from megatron_codec.data import CodecDataset, PackedSamples
+from megatron_codec.errors import UserError
+from megatron_codec.model import build_model, initialize_weights, transformer_config
+from megatron_codec.parallel import Layout
+from megatron_codec.tokenizer import Tokenizer
+from megatron_codec.training import checkpoint
+from megatron_codec.training.checkpoint import Description
+from megatron_codec.training.metrics import Metrics
+from megatron_codec.training.optimizer import build_optimizer, build_schedule, data_parallel
+from megatron_codec.training.step import connect, evaluate, train_step
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig) -> float | None:
+    """Trains until `train_iters`, or until it is asked to stop by SIGTERM or Ctrl-C; saves either way.
+
+    Returns:
+        The last mean nats a token on held-out documents, or None when none was computed.
+
+    Raises:
+        UserError: faults of the configuration, the data or the checkpoint.
+    """
+    config.check(parallel.world_size_from_environment())
+    # Data is opened before processes meet, so that a wrong path is one message and no waiting.
+    train_data, valid_data = open_data(config)
+    tokenizer = Tokenizer.from_dict(train_data.manifest.tokenizer)
+    start = _starting_point(config, train_data)
+
+    layout = parallel.initialize(config.parallel, config.training.seed)
+    if layout.is_main:
+        print(
+            f" {parallel.PLATFORM.description}\n {layout}, {torch.get_num_threads()} threads a process",
+            flush=True,
+        )
+    megatron = transformer_config(config.model, config.parallel, config.training, layout)
+    module = build_model(megatron, config.model, tokenizer.num_tokens, layout).to(layout.device)
+    if start is None:
+        initialize_weights(module, config.model, layout, config.training.seed)
+    elif config.checkpoint.finetune:
+        checkpoint.load_weights(start, module)
+    model = data_parallel(module, config.parallel, layout)
+    optimizer = build_optimizer(model, config.training, config.parallel)
+    schedule = build_schedule(optimizer, config.training)
+    connect(model, optimizer)
+
+    iteration = 0
+    if start is not None and not config.checkpoint.finetune:
+        checkpoint.load(start, module, optimizer, schedule)
+        iteration = Description.read(start).iteration
+
+    train = PackedSamples(train_data, config.model.seq_length, config.training.seed)
+    valid = PackedSamples(valid_data, config.model.seq_length, config.training.seed) if valid_data else None
+    metrics = Metrics(config, layout, iteration)
+    if iteration:
+        metrics.say(f"going on from {start} at iteration {iteration}")
+    stop = StopRequest(layout)
+    saved, validation_loss = iteration, None
+
+    def save() -> None:
+        folder = checkpoint.save(
+            Path(config.checkpoint.save or ""),
+            Description(
+                model=config.model,
+                tokenizer=train_data.manifest.tokenizer,
+                codec=train_data.manifest.codec,
+                dataset_hash=train_data.manifest.hash,
+                iteration=iteration,
+                consumed_samples=iteration * config.training.global_batch_size,
+                bf16=config.training.bf16,
+            ),
+            module,
+            optimizer,
+            schedule,
+            layout,
+        )
+        metrics.say(f"saved {folder}")
+
+    def held_out() -> float | None:
+        if valid is None or not config.logging.eval_iters:
+            return None
+        loss = evaluate(model, valid, config.logging.eval_iters, config.training, layout)
+        metrics.evaluation(iteration, loss)
+        return loss
+
+    model.train()
+    while iteration < config.training.train_iters and not stop.requested():
+        learning_rate = optimizer.param_groups[0]["lr"]
+        result = train_step(model, optimizer, schedule, train, iteration, config.training, layout)
+        iteration += 1
+        metrics.step(iteration, learning_rate, result)
+        if iteration % config.logging.eval_interval == 0 and iteration < config.training.train_iters:
+            validation_loss = held_out()
+            metrics.restart_clock()
+        if config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0:
+            save()
+            saved = iteration
+            metrics.restart_clock()
+
+    if config.checkpoint.save and saved < iteration:
+        save()
+    if iteration == config.training.train_iters:
+        validation_loss = held_out()
+    else:
+        metrics.say(f"stopped on request at iteration {iteration}; the same command with --load goes on")
+    metrics.close()
+    stop.close()
+    return validation_loss
+
+
+def open_data(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None]:
+    """The training and the held-out documents.
+
+    Raises:
+        UserError: a dataset is missing or damaged, or the two were made with different tokenizers or codecs.
+    """
+    if config.data.data_path is not None:
+        shares = [float(share) for share in config.data.split.split(",")]
+        train, valid, _ = CodecDataset.open(config.data.data_path).split(shares)
+        return train, valid if valid.num_documents else None
+    train = CodecDataset.open(config.data.train_data_path or "")
+    if config.data.valid_data_path is None:
+        return train, None
+    valid = CodecDataset.open(config.data.valid_data_path)
+    if train.manifest.tokenizer != valid.manifest.tokenizer or train.manifest.codec != valid.manifest.codec:
+        raise UserError(
+            f"--valid-data-path {config.data.valid_data_path}",
+            f"was made with another tokenizer or codec than {config.data.train_data_path}",
+            "make both with the same --tokenizer and codec settings",
+        )
+    return train, valid
+
+
+def _starting_point(config: PretrainConfig, data: CodecDataset) -> Path | None:
+    """The checkpoint to go on from, checked against this run, or None for a fresh start."""
+    if config.checkpoint.load is None:
+        return None
+    # A job script gives --load and --save the same folder; the first time it is empty.
+    if config.checkpoint.load == config.checkpoint.save and not checkpoint.exists(config.checkpoint.load):
+        return None
+    start = checkpoint.latest(config.checkpoint.load)
+    description = Description.read(start)
+    shape = replace(description.model, seq_length=config.model.seq_length)
+    if shape != config.model:
+        raise UserError(
+            f"--load {config.checkpoint.load}",
+            f"is a model of another shape: {description.model}, this run asks for {config.model}",
+            "give the same --preset and model flags as for the run that wrote it",
+        )
+    if description.tokenizer.get("hash") != data.manifest.tokenizer.get("hash"):
+        raise UserError(
+            f"--load {config.checkpoint.load}",
+            "was trained with another tokenizer than the dataset was made with",
+            "make the dataset with the tokenizer of the checkpoint, or start anew without --load",
+        )
+    return start
+
+
+class StopRequest:
+    """SIGTERM or Ctrl-C on any process ends the run on all of them, after the step and a checkpoint."""
+
+    def __init__(self, layout: Layout):
+        self.layout, self.seen = layout, False
+        self.previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _note(self, number: int, frame) -> None:
+        if self.seen and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        self.seen = True
+
+    def requested(self) -> bool:
+        """Whether any process has been asked to stop; every process calls it."""
+        flag = torch.tensor(float(self.seen), device=self.layout.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def close(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,128 @@
+"""One training step, and one evaluation, through Megatron-Core's pipeline schedules."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_codec.config import TrainingConfig
+from megatron_codec.parallel import Layout
+from megatron_codec.training.batches import Samples, microbatches
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports, the same on every process.
+
+    Attributes:
+        loss: mean nats a token over the global batch.
+        grad_norm: global norm of the gradient before clipping.
+        skipped: whether the update was left out because a gradient was not finite.
+    """
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+
+
+def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module):
+    """Megatron-Core's contract: returns the output and a function from it to (loss, what to report)."""
+    batch = next(batches)
+    # The attention computes its causal mask itself.
+    losses = model(batch["tokens"], batch["position_ids"], attention_mask=None, labels=batch["labels"])
+    return losses, _mean_loss
+
+
+def _mean_loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = losses.float().mean()
+    # A copy: the schedule divides the loss in place by the number of micro-batches.
+    return loss, {"loss": loss.detach().clone()}
+
+
+def connect(model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+    """Tells the schedules how to reduce gradients and where the optimizer wants them."""
+    config = model.config
+    config.grad_scale_func = optimizer.scale_loss
+    config.finalize_model_grads_func = finalize_model_grads
+    if model.ddp_config.overlap_grad_reduce:
+        config.no_sync_func = model.no_sync
+    if model.ddp_config.overlap_param_gather:
+        config.param_sync_func = model.start_param_sync
+
+
+def train_step(
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    schedule: OptimizerParamScheduler,
+    samples: Samples,
+    iteration: int,
+    training: TrainingConfig,
+    layout: Layout,
+) -> StepResult:
+    """Forward and backward over all micro-batches, reduction, clipping, update."""
+    model.zero_grad_buffer()
+    optimizer.zero_grad()
+    reports = _run_schedule(model, samples, iteration, training, layout, forward_only=False)
+    updated, grad_norm, _ = optimizer.step()  # type: ignore[misc]  abstract in the base class
+    schedule.step(increment=training.global_batch_size)
+    return StepResult(_mean_over_world(reports, layout), float(grad_norm or 0.0), not updated)
+
+
+@torch.no_grad()
+def evaluate(
+    model: DistributedDataParallel,
+    samples: Samples,
+    iterations: int,
+    training: TrainingConfig,
+    layout: Layout,
+) -> float:
+    """Mean nats a token over the first `iterations` global batches of held-out samples."""
+    model.eval()
+    losses = [
+        _mean_over_world(_run_schedule(model, samples, i, training, layout, forward_only=True), layout)
+        for i in range(iterations)
+    ]
+    model.train()
+    return sum(losses) / len(losses)
+
+
+def _run_schedule(
+    model: DistributedDataParallel,
+    samples: Samples,
+    iteration: int,
+    training: TrainingConfig,
+    layout: Layout,
+    forward_only: bool,
+) -> list[dict[str, Tensor]]:
+    batches = microbatches(
+        samples,
+        iteration,
+        training.global_batch_size,
+        training.micro_batch_size,
+        layout.dp_rank,
+        layout.dp,
+        layout.device,
+    )
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=batches,
+        model=model,
+        num_microbatches=training.num_microbatches(layout.dp),
+        seq_length=samples.seq_length,
+        micro_batch_size=training.micro_batch_size,
+        forward_only=forward_only,
+    )
+
+
+def _mean_over_world(reports: list[dict[str, Tensor]], layout: Layout) -> float:
+    # Only the last stage has losses; every rank of a tensor-parallel group has the same.
+    total = torch.zeros(2, dtype=torch.float64, device=layout.device)
+    for report in reports:
+        total += torch.stack([report["loss"].double(), torch.ones_like(report["loss"]).double()])
+    torch.distributed.all_reduce(total)
+    return float(total[0] / total[1])

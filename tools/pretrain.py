@@ -1,0 +1,26 @@
+"""Pretrains a model on datasets of codec tokens.
+
+    python tools/pretrain.py --preset jpeglm-tiny --train-data-path data/train --valid-data-path data/test \\
+        --save checkpoints --load checkpoints
+    torchrun --nproc-per-node 2 tools/pretrain.py --preset jpeglm-tiny --tensor-model-parallel-size 2 ...
+"""
+
+from megatron_codec.errors import run_tool
+
+
+def main() -> None:
+    # Imported here because the checkpoint writer starts processes that import this file.
+    from megatron_codec.flags import parse_pretrain
+
+    config = parse_pretrain()
+    from megatron_codec import parallel
+    from megatron_codec.training.pretrain import pretrain
+
+    try:
+        pretrain(config)
+    finally:
+        parallel.shut_down()
+
+
+if __name__ == "__main__":
+    run_tool(main)
