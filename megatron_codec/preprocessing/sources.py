@@ -7,10 +7,11 @@ methods of `Source` and one more case in `_open`.
 
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -77,29 +78,30 @@ class FileSource:
 class IdxSource:
     """Grey or RGB pictures in an idx file, the format of MNIST, gzipped or not."""
 
-    def __init__(self, path: Path, indices: np.ndarray | None = None):
-        self._path = path
-        self._indices = np.arange(len(self._pictures)) if indices is None else indices
+    def __init__(self, path: Path, pictures: np.ndarray, indices: np.ndarray):
+        self._path, self._pictures, self._indices = path, pictures, indices
 
     def __reduce__(self):  # without the pictures, which every process maps or unpacks for itself
-        return IdxSource, (self._path, self._indices)
+        return IdxSource.open, (self._path, self._indices)
 
-    @cached_property
-    def _pictures(self) -> np.ndarray:
+    @classmethod
+    def open(cls, path: Path, indices: np.ndarray | None = None) -> "IdxSource":
+        """The pictures of a file (all, or those of these indices). Raises UserError if it is damaged."""
         try:
-            if _is_gzip(self._path):
-                content = np.frombuffer(gzip.decompress(self._path.read_bytes()), np.uint8)
+            if _is_gzip(path):
+                content = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
             else:
-                content = np.memmap(self._path, np.uint8, "r").view(np.ndarray)
+                content = np.memmap(path, np.uint8, "r").view(np.ndarray)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{self._path}", f"cannot be read: {error}", "fetch the file again") from error
-        dimensions = content[3]
-        shape = content[4 : 4 + 4 * dimensions].view(">u4").astype(np.int64)
-        pixels = content[4 + 4 * dimensions :]
-        if len(pixels) != shape.prod() or (dimensions == 4 and shape[3] != 3):
+            raise UserError(f"{path}", f"cannot be read: {error}", "fetch the file again") from error
+        header = 4 + 4 * int(content[3])
+        shape = [int.from_bytes(content[i : i + 4].tobytes(), "big") for i in range(4, header, 4)]
+        found = len(content) - header
+        if found != math.prod(shape) or shape[3:] not in ([], [3]):
             rule = f"must hold {' x '.join(map(str, shape))} bytes (grey, or 3 channels last)"
-            raise UserError(f"{self._path}: {len(pixels):,} bytes of pixels", rule, "fetch the file again")
-        return pixels.reshape(shape)
+            raise UserError(f"{path}: {max(0, found):,} bytes of pixels", rule, "fetch the file again")
+        pictures = content[header:].reshape(shape)
+        return cls(path, pictures, np.arange(len(pictures)) if indices is None else indices)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -114,7 +116,7 @@ class IdxSource:
         return self._pictures[self._indices[index]]
 
     def take(self, indices: np.ndarray) -> "IdxSource":
-        return IdxSource(self._path, self._indices[indices])
+        return IdxSource(self._path, self._pictures, self._indices[indices])
 
 
 class JoinedSource:
@@ -178,6 +180,8 @@ def open_pictures(
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}", "must be at least 1")
     pictures = JoinedSource([_open(path) for path in inputs])
+    if not len(pictures):
+        raise UserError(f"--input {' '.join(map(str, inputs))}", "holds no pictures")
     if subset != "all":
         chosen = [held_out(pictures.name(i), hold_out) == (subset == "test") for i in range(len(pictures))]
         pictures = pictures.take(np.flatnonzero(chosen))
@@ -208,7 +212,7 @@ def _open(path: Path) -> Source:
         return FileSource(path.parent, names)
     with (gzip.open if _is_gzip(path) else open)(path, "rb") as file:
         is_idx = file.read(4) in _IDX_MAGIC
-    return IdxSource(path) if is_idx else FileSource(path.parent, [path.name])
+    return IdxSource.open(path) if is_idx else FileSource(path.parent, [path.name])
 
 
 def _find_pictures(folder: Path) -> list[str]:

@@ -164,6 +164,8 @@ def test_broken_pictures_are_named_and_skipped(tmp_path, photos, tokenizer, work
         (["--input", "broken.jpg", "broken.jpg", "--workers", "2"], "2 pictures: none of them can be read"),
         (["--input", "empty/list.txt"], "list.txt: must name one picture a line"),
         (["--input", "short-ubyte"], "short-ubyte: 6 bytes of pixels: must hold 2 x 2 x 2 bytes"),
+        (["--input", "head-ubyte"], "head-ubyte: 0 bytes of pixels: must hold"),
+        (["--input", "none-ubyte"], "--input none-ubyte: holds no pictures"),
         (["--input", "short.gz"], "short.gz: cannot be read"),
         (["--input", "PHOTOS", "--image-size", "250"], "image size 250: must be a multiple of 16"),
         (["--input", "PHOTOS", "--quality", "25", "--image-size", "128"], "does not fit streams of jpeg"),
@@ -186,6 +188,8 @@ def test_bad_input_is_refused(tmp_path, photos, tokenizer, arguments, message, m
     (tmp_path / "empty" / "list.txt").touch()
     (tmp_path / "broken.jpg").write_text("no picture")
     (tmp_path / "short-ubyte").write_bytes(bytes([0, 0, 8, 3] + [0, 0, 0, 2] * 3 + [7] * 6))
+    (tmp_path / "head-ubyte").write_bytes(bytes([0, 0, 8, 4, 0, 0, 0, 1, 0, 0]))
+    (tmp_path / "none-ubyte").write_bytes(bytes([0, 0, 8, 3] + [0] * 12))
     (tmp_path / "short.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 3] + [0, 0, 0, 1] * 3 + [7]))[:-4])
     (tmp_path / "there.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
