@@ -58,6 +58,7 @@ def prepare() -> Platform:
     if "megatron.core" in sys.modules:
         raise RuntimeError("megatron.core was imported before megatron_codec.platform.prepare()")
     _send_cuda_to_cpu()
+    _leave_out_collectives_of_one()
     _import_without_compiling()
     _keep_rng_on_cpu()
     return Platform(
@@ -186,6 +187,24 @@ def _keep_rng_on_cpu() -> None:
 
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _leave_out_collectives_of_one() -> None:
+    """Where one process gathers or reduces a buffer onto itself, gloo copies it over twice for nothing."""
+    distributed: Any = torch.distributed
+
+    def unless_alone(collective):
+        @functools.wraps(collective)
+        def run(output, input, *args, group=None, async_op=False, **kwargs):
+            alone = distributed.get_world_size(group) == 1 and output.data_ptr() == input.data_ptr()
+            if alone and not async_op:
+                return None
+            return collective(output, input, *args, group=group, async_op=async_op, **kwargs)
+
+        return run
+
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        setattr(distributed, name, unless_alone(getattr(distributed, name)))
 
 
 def _import_without_compiling() -> None:

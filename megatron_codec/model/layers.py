@@ -109,7 +109,8 @@ class SdpaAttention(MegatronModule):
                 "SdpaAttention computes the causal mask itself and takes no other mask or packing"
             )
         cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=query)
-        q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        # The values lie between queries and keys in memory; torch's kernel is slower on them than a copy.
+        q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value.contiguous()))
         out_bnsd = F.scaled_dot_product_attention(
             Rotate.apply(q_bnsd, cos_sd, sin_sd),
             Rotate.apply(k_bgsd, cos_sd, sin_sd),
@@ -121,8 +122,34 @@ class SdpaAttention(MegatronModule):
         return out_bnsd.permute(2, 0, 1, 3).flatten(2)
 
 
+class _RMSNormFunction(torch.autograd.Function):
+    """RMSNorm in fp32 with its gradient by hand: half the passes over memory of torch's on a CPU.
+
+    Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x.float() * scale).mul_(weight.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        x, weight, scale = ctx.saved_tensors
+        gradient = gradients[0].float()
+        normed = x.float() * scale
+        to_input = gradient * normed
+        to_weight = to_input.flatten(0, -2).sum(0)
+        torch.mul(gradient, weight.float(), out=to_input)
+        along = torch.linalg.vecdot(to_input, normed).unsqueeze(-1).div_(x.shape[-1])
+        to_input.addcmul_(normed, along, value=-1).mul_(scale)
+        return to_input.to(x.dtype), to_weight.to(weight.dtype), None
+
+
 class RMSNorm(torch.nn.Module):
-    """RMSNorm by torch, marked for sequence parallelism.
+    """RMSNorm, marked for sequence parallelism.
 
     Under sequence parallelism each rank norms its part of the sequence, so the gradients of the weight
     have to be summed over the tensor-parallel group; Megatron-Core does so for weights with this mark.
@@ -136,4 +163,39 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norms the last dimension of `x`, [..., h]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.is_cuda:  # there torch has a kernel of its own
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return _RMSNormFunction.apply(x, self.weight, self.eps)
+
+
+class _SwiGLUFunction(torch.autograd.Function):
+    """silu(gate) * up, whose gradient is written into one tensor without concatenation.
+
+    Source: Shazeer, "GLU Variants Improve Transformer" (2020), section 2.
+    """
+
+    @staticmethod
+    def forward(ctx, gate_and_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_and_up)
+        gate, up = gate_and_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        (gate_and_up,), gradient = ctx.saved_tensors, gradients[0]
+        gate, up = gate_and_up.chunk(2, -1)
+        result = torch.empty_like(gate_and_up)
+        to_gate, to_up = result.chunk(2, -1)
+        torch.mul(gradient, F.silu(gate), out=to_up)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=to_gate)
+        return result
+
+
+class SwiGLU(torch.nn.Module):
+    """The activation of the MLP: [..., 2 * f], gate and up side by side, to [..., f]."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+
+    def forward(self, gate_and_up: Tensor) -> Tensor:
+        return _SwiGLUFunction.apply(gate_and_up)

@@ -26,11 +26,12 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_codec import platform
 from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
-from megatron_codec.model.layers import RMSNorm, Rotary, SdpaAttention
+from megatron_codec.model.layers import RMSNorm, Rotary, SdpaAttention, SwiGLU
 from megatron_codec.parallel import Layout
 
 
@@ -61,6 +62,8 @@ def transformer_config(
         use_cpu_initialization=not cuda,
         # Megatron's fused kernels are compiled at run time by Triton or come with Transformer Engine.
         bias_activation_fusion=cuda,
+        # The flag by which an MLP takes the activation of its spec, here our own.
+        use_te_activation_func=not cuda,
         bias_dropout_fusion=cuda,
         apply_rope_fusion=cuda and platform.prepare().transformer_engine,
         masked_softmax_fusion=False,
@@ -74,13 +77,25 @@ def transformer_config(
     )
 
 
+class Llama(GPTModel):
+    """GPTModel with torch's cross-entropy where the vocabulary is not cut: one kernel instead of ten."""
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Nats of every token, fp32 [b, s], from `labels` [b, s] and `logits` [s, b, v / TP]."""
+        if self.config.tensor_model_parallel_size > 1:
+            return super().compute_language_model_loss(labels, logits)
+        targets = labels.transpose(0, 1)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view_as(targets).transpose(0, 1)
+
+
 def build_model(
     config: TransformerConfig,
     model: ModelConfig,
     num_tokens: int,
     layout: Layout,
     core_attention: type | None = None,
-) -> GPTModel:
+) -> "Llama":
     """The part of the decoder that this process holds, with weights not yet set.
 
     Args:
@@ -100,7 +115,7 @@ def build_model(
         # Given a bare layer spec, Megatron-Core would choose the final norm by itself.
         layers = [layer] * (config.num_layers // layout.pp)
         layer = TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
-    return GPTModel(
+    return Llama(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=model.padded_vocab_size(num_tokens),
@@ -133,7 +148,9 @@ def _plain_layer() -> ModuleSpec:
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                submodules=MLPSubmodules(
+                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=SwiGLU
+                ),
             ),
             mlp_bda=get_bias_dropout_add,
             # The names that the checkpoint has under Transformer Engine, so that both read each other's.
