@@ -41,15 +41,24 @@ std::vector<bpe::Merge> to_merges(const std::vector<std::pair<uint16_t, uint16_t
   return merges;
 }
 
-Ids encode(const bpe::Encoder& encoder, py::handle stream) {
+std::vector<uint16_t> encode_vector(const bpe::Encoder& encoder, py::handle stream) {
   Bytes bytes(stream);
+  py::gil_scoped_release release;
   std::vector<uint16_t> ids(bytes.document().size);
-  size_t count;
-  {
-    py::gil_scoped_release release;
-    count = encoder.encode(bytes.document(), ids.data());
-  }
-  return Ids(count, ids.data());
+  ids.resize(encoder.encode(bytes.document(), ids.data()));
+  return ids;
+}
+
+Ids encode(const bpe::Encoder& encoder, py::handle stream) {
+  std::vector<uint16_t> ids = encode_vector(encoder, stream);
+  return Ids(ids.size(), ids.data());
+}
+
+py::list encode_to_list(const bpe::Encoder& encoder, py::handle stream) {
+  std::vector<uint16_t> ids = encode_vector(encoder, stream);
+  py::list list(ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) PyList_SET_ITEM(list.ptr(), i, PyLong_FromLong(ids[i]));
+  return list;
 }
 
 py::array_t<int64_t> encode_batch(const bpe::Encoder& encoder, const py::sequence& streams, Ids out,
@@ -62,8 +71,8 @@ py::array_t<int64_t> encode_batch(const bpe::Encoder& encoder, const py::sequenc
     needed += documents.back().size + around.size();
   }
   if (static_cast<size_t>(out.size()) < needed)
-    throw UserFault("a buffer of " + std::to_string(out.size()) + " ids",
-                    "has to hold " + std::to_string(needed) + ", one for each byte of the documents and each id around them");
+    throw UserFault("a buffer of " + std::to_string(out.size()) + " ids", "has to hold " + std::to_string(needed),
+                    "make room for each byte of the documents, and for the ids around them");
   uint16_t* target = out.mutable_data();
   std::vector<int64_t> offsets;
   {
@@ -73,10 +82,10 @@ py::array_t<int64_t> encode_batch(const bpe::Encoder& encoder, const py::sequenc
   return py::array_t<int64_t>(offsets.size(), offsets.data());
 }
 
-py::bytes decode(const bpe::Encoder& encoder, const uint16_t* ids, size_t count) {
-  py::bytes result(nullptr, encoder.decoded_size(ids, count));
-  encoder.decode(ids, count, PyBytes_AS_STRING(result.ptr()));
-  return result;
+py::bytes decode(const bpe::Encoder& encoder, const Ids& ids) {
+  py::bytes stream(nullptr, encoder.decoded_size(ids.data(), ids.size()));
+  encoder.decode(ids.data(), ids.size(), PyBytes_AS_STRING(stream.ptr()));
+  return stream;
 }
 
 }  // namespace
@@ -97,12 +106,17 @@ void bind_bpe(py::module_& module) {
 
   py::class_<bpe::Encoder>(module, "BpeEncoder")
       .def(py::init([](const std::vector<std::pair<uint16_t, uint16_t>>& merges, std::vector<uint16_t> ids) {
-             return bpe::Encoder(bpe::Vocabulary(to_merges(merges)), std::move(ids));
+             return std::make_unique<bpe::Encoder>(bpe::Vocabulary(to_merges(merges)), std::move(ids));
            }),
            py::arg("merges"), py::arg("ids"))
       .def("encode", encode)
+      .def("encode_to_list", encode_to_list)
       .def("encode_batch", encode_batch)
-      .def("decode", [](const bpe::Encoder& encoder, const Ids& ids) { return decode(encoder, ids.data(), ids.size()); })
+      .def("last_border", [](const bpe::Encoder& encoder, py::handle stream, size_t from) {
+        return encoder.last_border(Bytes(stream).document(), from);
+      })
+      .def("decode", decode)
+      .def_property_readonly("proper", [](const bpe::Encoder& encoder) { return encoder.vocabulary().proper(); })
       .def("token_bytes", [](const bpe::Encoder& encoder, bpe::Token token) {
         return py::bytes(encoder.vocabulary().bytes(token).data(), encoder.vocabulary().length(token));
       });

@@ -1,8 +1,10 @@
 // Encodes and decodes documents with one vocabulary. Safe to call from several threads.
 #pragma once
 
+#include <memory>
 #include <vector>
 
+#include "bpe_automaton.hpp"
 #include "bpe_vocabulary.hpp"
 
 namespace bpe {
@@ -17,6 +19,8 @@ class Encoder {
   // ids[t] is the public id of token t; empty when they are the same.
   Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids);
 
+  Encoder(const Encoder&) = delete;
+
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
   // Writes the ids of one document to `out`, which has room for `document.size`; returns how many there are.
@@ -24,8 +28,12 @@ class Encoder {
 
   // Writes the ids of all documents to `out` without a gap, each between the ids `around` if that holds two.
   // `out` has room for all bytes and the ids around them. Returns where each document starts, and the end.
-  std::vector<int64_t> encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around, int threads,
-                              uint16_t* out) const;
+  std::vector<int64_t> encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around,
+                              int threads, uint16_t* out) const;
+
+  // The last place in [from, size) where every encoding has a border, or 0: what stands before it is encoded
+  // alike whatever follows.
+  size_t last_border(Document document, size_t from) const;
 
   // The length in bytes of the text of `ids`. Throws UserFault for an id that is no token.
   size_t decoded_size(const uint16_t* ids, size_t count) const;
@@ -34,7 +42,8 @@ class Encoder {
  private:
   Vocabulary vocabulary_;
   std::vector<uint16_t> ids_;
-  std::vector<Token> tokens_;  // the token of each id
+  std::vector<Token> tokens_;             // the token of each id
+  std::unique_ptr<Automaton> automaton_;  // null if the vocabulary is not proper
 };
 
 }  // namespace bpe

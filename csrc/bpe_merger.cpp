@@ -32,7 +32,8 @@ size_t Merger::encode(const uint8_t* data, size_t size, Token* out) {
       if (cells_[begin] != left || cells_[middle] != right) continue;
       cells_[middle - 1] = cells_[middle] = kNone;
       cells_[begin] = cells_[end - 1] = token;
-      if (Token before = cells_[begin - 1]; before != kNone) offer(begin - vocabulary_.length(before), before, token);
+      Token before = cells_[begin - 1];
+      if (before != kNone) offer(begin - vocabulary_.length(before), before, token);
       offer(begin, token, cells_[end]);
     }
     bucket.clear();

@@ -19,8 +19,8 @@ class Merger {
   void offer(size_t position, Token left, Token right);
 
   const Vocabulary& vocabulary_;
-  std::vector<Token> cells_;                    // a token stands on its first and its last byte, kNone between
-  std::vector<std::vector<uint32_t>> buckets_;  // for each merge, where its left token was seen before its right one
+  std::vector<Token> cells_;                    // a token stands on its first and last byte, kNone between
+  std::vector<std::vector<uint32_t>> buckets_;  // for each merge, where its two tokens were seen
 };
 
 }  // namespace bpe

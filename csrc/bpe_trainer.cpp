@@ -12,7 +12,10 @@ bool Trainer::Candidate::operator<(const Candidate& other) const {
 }
 
 Trainer::Trainer(size_t max_token_length)
-    : max_token_length_(std::min(max_token_length, kMaxTokenLength)), cells_(1, kNone), lengths_(kNumBytes, 1), places_(kNumBytes) {}
+    : max_token_length_(std::min(max_token_length, kMaxTokenLength)),
+      cells_(1, kNone),
+      lengths_(kNumBytes, 1),
+      places_(kNumBytes) {}
 
 void Trainer::add(const uint8_t* data, size_t size) {
   if (indexed_) throw UserFault("a document", "has to be added before the first merge");

@@ -45,6 +45,13 @@ class Vocabulary {
   // Whether some token holds the bytes a, b side by side. Where none does, every encoding has a border.
   bool joinable(uint8_t a, uint8_t b) const { return joinable_[a << 8 | b]; }
 
+  // Whether encoding the bytes of two tokens gives these two, as far as merges below `limit` go. Both tokens
+  // have to encode to themselves.
+  bool fits(Token left, Token right, uint32_t limit = kNone) const;
+
+  // Whether every token encodes to itself. What training finds does; a list made by hand need not.
+  bool proper() const { return proper_; }
+
  private:
   std::vector<Merge> merges_;
   std::string text_;               // the bytes of all tokens, one after the other
@@ -52,6 +59,7 @@ class Vocabulary {
   PairMap<Token> pairs_;
   std::vector<Token> byte_pairs_;
   std::bitset<kNumBytes * kNumBytes> joinable_;
+  bool proper_ = true;
 };
 
 }  // namespace bpe

@@ -68,6 +68,11 @@ class Tokenizer:
         self.hash = identity_hash(self.codec, self.merges, ids)
         self._encoder = BpeEncoder(self.merges, list(ids.tokens) if ids else [])
 
+    @property
+    def proper(self) -> bool:
+        """Whether every token encodes to itself, as trained ones do. Others are encoded a slower way."""
+        return self._encoder.proper
+
     @classmethod
     def train(
         cls,
@@ -102,6 +107,14 @@ class Tokenizer:
     def encode(self, stream: Stream) -> np.ndarray:
         """The ids of one document, uint16 [num_ids], without BOS and EOS."""
         return self._encoder.encode(stream)
+
+    def encode_to_list(self, stream: Stream) -> list[int]:
+        """The same as a list, for JSON; an array is several times faster."""
+        return self._encoder.encode_to_list(stream)
+
+    def incremental_encoder(self) -> "IncrementalEncoder":
+        """An encoder for one document that comes in pieces."""
+        return IncrementalEncoder(self._encoder)
 
     def encode_batch(
         self,
@@ -206,6 +219,27 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, codec={describe(self.codec)}, hash={self.hash[:12]})"
+
+
+class IncrementalEncoder:
+    """Encodes one document that comes in pieces; all ids together are those of the whole document.
+
+    Like the incremental encoders of Python's `codecs`. Holds back the bytes since the last place that no
+    token can span; a piece costs time in proportion to its own length.
+    """
+
+    def __init__(self, encoder: BpeEncoder):
+        self._encoder = encoder
+        self._pending = bytearray()
+
+    def encode(self, piece: Stream, final: bool = False) -> np.ndarray:
+        """The ids that `piece` makes certain, uint16 [num_ids]; all that are left if it is the final one."""
+        old = len(self._pending)
+        self._pending += piece
+        certain = len(self._pending) if final else self._encoder.last_border(self._pending, old)
+        ids = self._encoder.encode(self._pending[:certain])
+        del self._pending[:certain]
+        return ids
 
 
 def describe(codec: dict[str, Any] | None) -> str:

@@ -98,3 +98,64 @@ def test_duplicates_and_flat_documents_are_dropped_on_request(streams):
     assert dropped.trained_on and plain.trained_on
     assert dropped.trained_on["sha256"] == plain.trained_on["sha256"]
     assert (dropped.trained_on["duplicates_dropped"], dropped.trained_on["flat_dropped"]) == (2, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_vocabulary_is_proper_if_every_token_encodes_to_itself(seed):
+    rng = random.Random(seed)
+    seen = set()
+    for _ in range(400):
+        merges = random_merges(rng, rng.choice([1, 2, 3, 4]), rng.randint(0, 12))
+        tokenizer = Tokenizer(merges)
+        tokens = range(256, tokenizer.vocab_size)
+        itself = all(plain_encode(tokenizer.token_bytes(token), merges) == [token] for token in tokens)
+        assert tokenizer.proper == itself, merges
+        seen.add(itself)
+    assert seen == {True, False}
+
+
+def test_trained_vocabularies_are_proper(streams):
+    for vocab_size in (320, 1024):
+        assert Tokenizer.train(streams, vocab_size).proper
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 65536, 1_000_000])
+@pytest.mark.parametrize("merges", [1, 8, 13, 16])
+def test_runs_of_one_byte_under_doubling_merges(size, merges):
+    """Long runs need more states than the table has, and are then encoded by the definition."""
+    doubling = [(7, 7)] + [(256 + i, 256 + i) for i in range(merges - 1)]
+    ids = Tokenizer(doubling).encode(bytes([7]) * size).tolist()
+    expected = [255 + merges] * (size >> merges)
+    expected += [255 + bit if bit else 7 for bit in reversed(range(merges)) if size >> bit & 1]
+    assert ids == expected
+
+
+def test_documents_encode_alike_whatever_was_encoded_before(streams):
+    """The table that the encoder fills must not depend on the documents that filled it."""
+    merges = Tokenizer.train(streams, 1024).merges
+    first = [Tokenizer(merges).encode(stream).tolist() for stream in streams]
+    forward, backward = Tokenizer(merges), Tokenizer(merges)
+    assert [forward.encode(stream).tolist() for stream in streams] == first
+    assert [backward.encode(stream).tolist() for stream in reversed(streams)] == first[::-1]
+
+
+def test_a_document_in_pieces_gives_the_same_ids(streams):
+    rng = random.Random(0)
+    for vocab_size in (257, 320, 1024):
+        tokenizer = Tokenizer.train(streams, vocab_size)
+        for stream in [*streams[:10], b"", b"\xff", b"\xd9" * 500]:
+            encoder = tokenizer.incremental_encoder()
+            ids, begin = [], 0
+            while begin < len(stream):
+                end = begin + rng.choice([0, 1, 2, 7, 100, 5000])
+                ids += encoder.encode(stream[begin:end]).tolist()
+                begin = end
+            ids += encoder.encode(b"", final=True).tolist()
+            assert ids == tokenizer.encode(stream).tolist() == tokenizer.encode_to_list(stream)
+
+
+def test_pieces_are_encoded_before_the_document_ends(streams):
+    tokenizer = Tokenizer.train(streams, 320)
+    encoder = tokenizer.incremental_encoder()
+    early = sum(len(encoder.encode(streams[0][i : i + 100])) for i in range(0, len(streams[0]), 100))
+    assert early > 0.99 * len(tokenizer.encode(streams[0]))
