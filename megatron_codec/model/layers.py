@@ -191,11 +191,8 @@ class _SwiGLUFunction(torch.autograd.Function):
         return result
 
 
-class SwiGLU(torch.nn.Module):
+class SwiGLU(MegatronModule):
     """The activation of the MLP: [..., 2 * f], gate and up side by side, to [..., f]."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
 
     def forward(self, gate_and_up: Tensor) -> Tensor:
         return _SwiGLUFunction.apply(gate_and_up)
