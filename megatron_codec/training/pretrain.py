@@ -40,6 +40,11 @@ def pretrain(config: PretrainConfig) -> float | None:
     train_data, valid_data = open_data(config)
     tokenizer = Tokenizer.from_dict(train_data.manifest.tokenizer)
     start = _starting_point(config, train_data)
+    if start is not None and not config.checkpoint.finetune:
+        done = Description.read(start).iteration
+        if done >= config.training.train_iters:
+            print(f" {start} has made all of --train-iters {config.training.train_iters} already")
+            return None
 
     layout = parallel.initialize(config.parallel, config.training.seed)
     if layout.is_main:
