@@ -205,7 +205,7 @@ def _open(path: Path) -> Source:
     if not path.is_file():
         raise UserError(f"{path}", "there is no such file or folder")
     if path.suffix.lower() in LIST_SUFFIXES:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8", "surrogateescape").splitlines()]
         names = [line for line in lines if line]
         if not names:
             raise UserError(f"{path}", "must name one picture a line")
@@ -218,7 +218,7 @@ def _open(path: Path) -> Source:
 def _find_pictures(folder: Path) -> list[str]:
     suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in _formats()}
     names, others = [], 0
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_unreadable):
         folders.sort()
         for file in sorted(files):
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in suffixes:
@@ -229,6 +229,10 @@ def _find_pictures(folder: Path) -> list[str]:
         remedy = "check the path; pictures are known by their endings (.jpg, .png, .webp, ...)"
         raise UserError(f"{folder}", f"holds no pictures ({others} other files)", remedy)
     return names
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}", f"cannot be searched: {error.strerror}", "mend its permissions")
 
 
 @cache

@@ -303,6 +303,27 @@ def test_folders_files_and_lists(tmp_path, photos):
     assert found == [expected[7], *expected[14:], *expected[::-1]]
 
 
+def test_names_in_any_encoding(tmp_path, photos):
+    source = next(photos.rglob("*.png"))
+    for name in (b"gr\xc3\xbcn.png", b"gr\xfcn.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(source.read_bytes())
+    (tmp_path / "list.txt").write_bytes(b"gr\xc3\xbcn.png\ngr\xfcn.png\nnone\xfc.png")
+    codec = JpegCodec(32)
+    trained = Tokenizer.train(iterate_streams([tmp_path], codec), codec=codec.to_dict())
+    manifest = build_dataset(tmp_path / "p", [tmp_path / "list.txt"], codec, trained)
+    assert manifest.documents == 2
+    (skipped,) = CodecDataset.open(tmp_path / "p").manifest.skipped
+    assert os.fsencode(skipped["name"]).endswith(b"none\xfc.png")
+    assert isinstance(held_out(skipped["name"], 0.5), bool)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_folder_is_not_passed_over(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(UserError, match="locked: cannot be searched"):
+        open_pictures([tmp_path])
+
+
 def test_limit_spreads_over_all_inputs(photos):
     pictures = open_pictures([photos, photos / "class 1"], limit=9)
     whole = open_pictures([photos, photos / "class 1"])
