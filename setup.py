@@ -1,8 +1,8 @@
 """Builds megatron_codec and its C++ extension (csrc/, C++17, pybind11, no torch in it).
 
-    pip install .                 # codecs, tokenizer and preprocessing: no torch
-    pip install '.[train]'        # training and generation, on a CPU or on GPUs
-    pip install '.[train,gpu]'    # with Transformer Engine (needs CUDA); apex and DALI are used where present
+pip install .                 # codecs, tokenizer and preprocessing: no torch
+pip install '.[train]'        # training and generation, on a CPU or on GPUs
+pip install '.[train,gpu]'    # with Transformer Engine (needs CUDA); apex and DALI are used where present
 """
 
 import sys
@@ -26,8 +26,8 @@ extension = Pybind11Extension(
 
 extras = {
     "train": ["torch>=2.6", "megatron-core>=0.16.1,<0.17", "psutil", "tensorboard", "matplotlib"],
-    "serve": [],
-    "eval": [],
+    "serve": ["fastapi", "uvicorn"],
+    "eval": ["clean-fid>=0.1.35", "scipy<1.18"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright", "tokenizers", "transformers"],

@@ -131,7 +131,7 @@ class ParallelConfig:
             yield UserError(
                 "--no-use-distributed-optimizer",
                 "is not supported: checkpoints with and without it do not load into each other",
-                "leave it out; with DP=1 the distributed optimizer costs nothing",
+                "leave it out; with DP=1 nothing is exchanged",
             )
         if self.overlap_param_gather and not self.overlap_grad_reduce:
             yield UserError("--overlap-param-gather", "needs --overlap-grad-reduce", "give both or neither")

@@ -14,7 +14,6 @@ from torch._C._distributed_c10d import HashStore
 
 from megatron_codec import platform
 from megatron_codec.config import ParallelConfig
-from megatron_codec.errors import UserError
 
 PLATFORM = platform.prepare()
 
@@ -121,16 +120,3 @@ def shut_down() -> None:
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
-
-
-def fail_together(error: UserError | None) -> None:
-    """Raises on every process when any has met a fault, so that none waits for one that left.
-
-    Raises:
-        UserError: this process's own fault, or the first one that another process reports.
-    """
-    faults: list[UserError | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(faults, error)
-    found = [fault for fault in faults if fault is not None]
-    if found:
-        raise error or found[0]

@@ -17,7 +17,6 @@ from megatron_codec.evaluation.held_out import bits_per_byte, payload_bytes, tok
 from megatron_codec.files import whole_file, write_json
 from megatron_codec.tokenizer import Tokenizer
 
-
 _REMEDY = "run examples/quickstart.sh to its end"
 
 

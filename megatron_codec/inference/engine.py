@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_codec import parallel
 from megatron_codec.codecs import Codec, get_codec
 from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
-from megatron_codec.errors import UserError
+from megatron_codec.errors import UserError, raise_all
 from megatron_codec.inference.cache import CachedAttention, KeyValueCache, attach
 from megatron_codec.inference.sampling import Sampling, choose
 from megatron_codec.model import build_model, transformer_config
@@ -92,9 +92,17 @@ class Engine:
         config = config or ParallelConfig()
         start = checkpoint.latest(folder)
         description = Description.read(start)
+        processes = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
         faults = list(description.model.faults(config))
-        if faults:
-            raise faults[0]
+        if parallel.world_size_from_environment() != processes:
+            faults.append(
+                UserError(
+                    f"{parallel.world_size_from_environment()} processes",
+                    f"generation needs TP x PP = {processes}: every process works on the same samples",
+                    f"start {processes} (torchrun --nproc-per-node), or change the layout",
+                )
+            )
+        raise_all(faults)
         tokenizer = Tokenizer.from_dict(description.tokenizer)
         codec = get_codec(description.codec["name"], description.codec["settings"])
         layout = parallel.initialize(config)

@@ -153,6 +153,12 @@ def open_data(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None
 def _starting_point(config: PretrainConfig, data: CodecDataset) -> Path | None:
     """The checkpoint to go on from, checked against this run, or None for a fresh start."""
     if config.checkpoint.load is None:
+        if config.checkpoint.save is not None and checkpoint.exists(config.checkpoint.save):
+            raise UserError(
+                f"--save {config.checkpoint.save}",
+                "holds the checkpoints of a run already, and this one starts anew",
+                f"add --load {config.checkpoint.save} to go on with it, or name another folder",
+            )
         return None
     # A job script gives --load and --save the same folder; the first time it is empty.
     if config.checkpoint.load == config.checkpoint.save and not checkpoint.exists(config.checkpoint.load):
