@@ -1,0 +1,39 @@
+"""Fixtures that several folders of tests share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import launch
+from tests.tiny import Corpus, make_corpus, read_metrics
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of one process in fp32, with its checkpoints of iterations 10 and 20.
+
+    Attributes:
+        folder: its --save.
+        metrics: what it logged about each iteration.
+        rows: of each iteration, a hash of each sample that it was trained on.
+    """
+
+    folder: Path
+    metrics: dict[int, dict[str, float]]
+    rows: list[list[str]]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Corpus:
+    """Datasets of real photographs, 32 pixels wide."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory) -> Trained:
+    """The run that the others are compared with."""
+    folder = tmp_path_factory.mktemp("trained")
+    command_line = [*corpus.flags, "--save", str(folder), "--save-interval", "10"]
+    [[run]] = launch("tests.distributed.jobs:train", 1, command_lines=[command_line])
+    return Trained(folder, read_metrics(folder / "metrics.jsonl"), run["rows"])

@@ -1,0 +1,56 @@
+"""The harness itself: a test of layouts is worth as much as its launcher's failures are loud."""
+
+import os
+import time
+
+import pytest
+
+from tests.distributed.launch import RankFailed, launch
+
+HERE = "tests.distributed.test_launch"
+
+
+def who(greeting: str) -> list:
+    return [greeting, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.getpid()]
+
+
+def fail_on(rank: int) -> None:
+    if int(os.environ["RANK"]) == rank:
+        raise RuntimeError(f"the reason of rank {rank}")
+    time.sleep(60)
+
+
+def hang(folder: str) -> None:
+    with open(f"{folder}/{os.environ['RANK']}", "w") as stream:
+        stream.write(str(os.getpid()))
+    print("about to wait", flush=True)
+    time.sleep(60)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_results_come_back_in_the_order_of_ranks():
+    results = launch(f"{HERE}:who", 3, greeting="hello")
+    assert [result[:3] for result in results] == [["hello", rank, 3] for rank in range(3)]
+    assert len({pid for *_, pid in results}) == 3
+
+
+def test_a_failed_rank_ends_all_and_shows_its_output():
+    started = time.monotonic()
+    with pytest.raises(RankFailed, match=r"(?s)ranks \[1\] failed.*the reason of rank 1") as failure:
+        launch(f"{HERE}:fail_on", 2, rank=1)
+    assert failure.value.statuses == [None, 1]
+    assert time.monotonic() - started < 30
+
+
+def test_a_hang_ends_at_the_time_out(tmp_path):
+    with pytest.raises(RankFailed, match=r"(?s)not done after 4 s.*about to wait"):
+        launch(f"{HERE}:hang", 2, timeout=4, folder=str(tmp_path))
+    pids = [int(file.read_text()) for file in tmp_path.iterdir()]
+    assert len(pids) == 2 and not any(alive(pid) for pid in pids)
