@@ -9,6 +9,12 @@ from tests.distributed.launch import launch
 from tests.tiny import Corpus, make_corpus, read_metrics
 
 
+def pytest_configure(config) -> None:
+    # Megatron-Core calls its own deprecated functions; nobody here can act on that.
+    for category in ("DeprecationWarning", "UserWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore::{category}:megatron")
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished run of one process in fp32, with its checkpoints of iterations 10 and 20.

@@ -7,27 +7,34 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from megatron_codec import files
 from megatron_codec.flags import parse_pretrain
+from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
+from megatron_codec.model.llama import named_parameters
 from megatron_codec.parallel import shut_down
-from megatron_codec.training import checkpoint, step
-from megatron_codec.training.pretrain import pretrain
+from megatron_codec.training import checkpoint, pretrain, step
 
 
 def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
     """Runs through the command lines of tools/pretrain.py, in one world of processes.
 
     Returns:
-        Of each run its last `validation_loss`, and `rows`: of each iteration, a hash of each sample that
-        this rank was trained on, in order.
+        Of each run its last `validation_loss`; `rows`: of each iteration, a hash of each sample that this
+        rank was trained on, in order; `weights`: a hash of each of this rank's initial weights.
     """
     results = []
     for command_line in command_lines:
         rows: list[list[str]] = []
-        with mock.patch.object(step, "microbatches", _recording(step.microbatches, rows)):
-            results.append({"validation_loss": pretrain(parse_pretrain(command_line)), "rows": rows})
+        weights: dict[str, str] = {}
+        with (
+            mock.patch.object(step, "microbatches", _recording_rows(step.microbatches, rows)),
+            mock.patch.object(pretrain, "initialize_weights", _recording_weights(weights)),
+        ):
+            loss = pretrain.pretrain(parse_pretrain(command_line))
+        results.append({"validation_loss": loss, "rows": rows, "weights": weights})
     shut_down()
     return results
 
@@ -56,14 +63,26 @@ def train_and_die_in_save(command_line: list[str], iteration: int) -> None:
         train([command_line])
 
 
-def _recording(microbatches, rows: list[list[str]]):
+def hash_of(tensor: Tensor) -> str:
+    """Of the values of a tensor."""
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _recording_rows(microbatches, rows: list[list[str]]):
     def recorded(*args):
         if torch.is_grad_enabled():
             rows.append([])
         for batch in microbatches(*args):
             if torch.is_grad_enabled():
-                for pair in zip(batch["tokens"], batch["labels"], strict=True):
-                    rows[-1].append(hashlib.sha256(torch.cat(pair).numpy().tobytes()).hexdigest())
+                rows[-1] += map(hash_of, torch.cat([batch["tokens"], batch["labels"]], dim=1))
             yield batch
 
     return recorded
+
+
+def _recording_weights(weights: dict[str, str]):
+    def initialize(module, *args):
+        initialize_weights(module, *args)
+        weights.update({name: hash_of(parameter) for name, parameter in named_parameters(module)})
+
+    return initialize

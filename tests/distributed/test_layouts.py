@@ -1,11 +1,16 @@
-"""Every layout trains the model of one process: losses, gradient norms and tokens, step by step."""
+"""Every layout trains the model of one process: initial weights, tokens, losses and gradient norms."""
 
 import functools
 
 import pytest
+import torch
 
+from megatron_codec.flags import parse_pretrain
+from megatron_codec.model.llama import named_parameters
+from tests.distributed.jobs import hash_of
 from tests.distributed.launch import launch
-from tests.tiny import STEPS, assert_same_course, read_metrics
+from tests.llama import small_model
+from tests.tiny import FLAGS, SAVED_AT, STEPS, assert_same_course, read_metrics
 
 TP = ["--tensor-model-parallel-size", "2"]
 PP = ["--pipeline-model-parallel-size", "2"]
@@ -47,35 +52,65 @@ def run_all(corpus, tmp_path_factory):
     return run
 
 
-def check(layout, world_size, flags, run_all, trained):
+def check(layout, run_all, trained):
+    world_size, flags = LAYOUTS.get(layout) or LARGE_LAYOUTS[layout]
     metrics, ranks = run_all(world_size)[layout]
-    assert len(metrics) == STEPS and "validation_loss" in metrics[STEPS // 2]
+    assert len(metrics) == STEPS and "validation_loss" in metrics[SAVED_AT]
     assert_same_course(metrics, trained.metrics)
     assert_same_course(trained.metrics, metrics)
     # Every process knows the validation loss.
     assert {rank["validation_loss"] for rank in ranks} == {metrics[STEPS]["validation_loss"]}
+
+    config = parse_pretrain(flags).parallel
+    tp, pp = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
     for step in range(STEPS):
         # Ranks of one model replica read the same samples; the replicas together read those of one process.
         replicas = {tuple(rank["rows"][step]) for rank in ranks}
-        assert len(replicas) == data_parallel_size(world_size, flags)
+        assert len(replicas) == world_size // (tp * pp)
         assert sorted(row for rows in replicas for row in rows) == sorted(trained.rows[step])
 
+    whole = initial_weights()
+    for number, rank in enumerate(ranks):
+        tp_rank, pp_rank = number % tp, number // (world_size // pp)
+        expected = {
+            name: hash_of(part_of(name, tensor, tp, tp_rank))
+            for name, tensor in whole.items()
+            if is_on_stage(name, pp, pp_rank)
+        }
+        assert rank["weights"] == expected
 
-def data_parallel_size(world_size, flags):
-    for size in flags:
-        world_size //= int(size) if size.isdigit() else 1
-    return world_size
+
+@functools.cache
+def initial_weights():
+    """The whole model of tests/tiny.py before its first step, made in this process."""
+    config = parse_pretrain(FLAGS)
+    return dict(named_parameters(small_model(config.model, config.training.seed)[0]))
+
+
+def part_of(name, tensor, tp, rank):
+    """How Megatron-Core cuts a weight: matrices that widen by rows, those that narrow by columns."""
+    if "norm" in name:
+        return tensor
+    if name.endswith("linear_fc1.weight"):  # [gate; up], each cut
+        return torch.cat([half.chunk(tp)[rank] for half in tensor.chunk(2)])
+    return tensor.chunk(tp, dim=1 if "linear_proj" in name or "linear_fc2" in name else 0)[rank]
+
+
+def is_on_stage(name, pp, stage):
+    if "layers." in name:
+        return int(name.split(".")[2]) // (4 // pp) == stage
+    return stage == (0 if "embedding" in name else pp - 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_trains_the_model_of_one_process(layout, run_all, trained):
-    check(layout, *LAYOUTS[layout], run_all, trained)
+    check(layout, run_all, trained)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LARGE_LAYOUTS)
 def test_eight_processes_train_the_model_of_one(layout, run_all, trained):
-    check(layout, *LARGE_LAYOUTS[layout], run_all, trained)
+    check(layout, run_all, trained)
 
 
 def test_no_two_steps_see_the_same_samples(trained):
