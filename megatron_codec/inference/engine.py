@@ -193,7 +193,7 @@ class Engine:
         source = torch.tensor([numbers.index(p) for p, _ in samples], device=device)
         cache.select(source, int(lengths.max()))
         logits, positions = logits[source], lengths[source]
-        random = np.stack([sampling.random_numbers(p, s, max(limits)) for p, s in samples])
+        random = np.stack([sampling.random_numbers(prompts[p], s, max(limits)) for p, s in samples])
         random = torch.from_numpy(random).to(device)
 
         tokens_of: list[list[int]] = [[] for _ in samples]

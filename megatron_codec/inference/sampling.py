@@ -1,10 +1,11 @@
 """Sampling: temperature, then top-k, then top-p, with random numbers that depend on the request alone.
 
 The order is the one of transformers and vLLM. The random number of a token is a function of the seed, the
-sample's number and the token's place, so a request gives the same tokens alone or in company.
+prompt, the sample's number and the token's place, so a request gives the same tokens alone or in company.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +58,10 @@ class Sampling:
                 f"max_tokens {self.max_tokens}", "must be at least 1", "leave it out for no limit"
             )
 
-    def random_numbers(self, prompt: int, sample: int, count: int) -> np.ndarray:
-        """float64 [count] in [0, 1) for the tokens of one sample of one prompt."""
-        key = np.random.SeedSequence([self.seed & (2**64 - 1), prompt, sample])
+    def random_numbers(self, prompt: Sequence[int], sample: int, count: int) -> np.ndarray:
+        """float64 [count] in [0, 1) for the tokens of one sample of one prompt, given by its ids."""
+        identity = hashlib.sha256(np.asarray(prompt, np.int64).tobytes()).digest()
+        key = np.random.SeedSequence([self.seed & (2**64 - 1), int.from_bytes(identity, "little"), sample])
         return np.random.Generator(np.random.Philox(key)).random(count)
 
 
