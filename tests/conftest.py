@@ -11,8 +11,9 @@ from tests.tiny import Corpus, make_corpus, read_metrics
 
 def pytest_configure(config) -> None:
     # Megatron-Core calls its own deprecated functions; nobody here can act on that.
-    for category in ("DeprecationWarning", "UserWarning"):
+    for category in ("DeprecationWarning", "FutureWarning", "UserWarning"):
         config.addinivalue_line("filterwarnings", f"ignore::{category}:megatron")
+        config.addinivalue_line("filterwarnings", f"ignore::{category}:torch.distributed")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from megatron_codec import files
+from megatron_codec.config import ParallelConfig
 from megatron_codec.flags import parse_pretrain
+from megatron_codec.inference import Engine, Sampling
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
 from megatron_codec.model.llama import named_parameters
@@ -61,6 +63,30 @@ def train_and_die_in_save(command_line: list[str], iteration: int) -> None:
 
     with mock.patch.object(checkpoint, "write_json", write_json):
         train([command_line])
+
+
+def generate(
+    checkpoint_folder: str,
+    layouts: list[dict[str, int]],
+    prompts: list[list[int]],
+    sampling: dict[str, Any],
+    **options: int,
+) -> list[list[dict[str, Any]]]:
+    """What an engine of each layout samples in one world of processes.
+
+    Args:
+        layouts: fields of `ParallelConfig`.
+        sampling, options: arguments of `Sampling` and of `Engine.generate`.
+    """
+    results = []
+    for layout in layouts:
+        engine = Engine.load(checkpoint_folder, ParallelConfig(**layout))
+        completions = engine.generate(prompts, Sampling(**sampling), **options)
+        results.append(
+            [{"ids": c.token_ids, "logprobs": c.logprobs, "reason": c.finish_reason} for c in completions]
+        )
+    shut_down()
+    return results
 
 
 def hash_of(tensor: Tensor) -> str:

@@ -1,0 +1,201 @@
+"""The engine against one full forward pass, Hugging Face's `generate`, and itself in other company."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from megatron_codec.errors import UserError
+from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference.cache import CachedAttention
+from megatron_codec.inference.sampling import choose
+from megatron_codec.tokenizer import Tokenizer
+from tests.llama import NUM_TOKENS, SMALL, hugging_face_twin, small_model
+from tests.tiny import CODEC
+
+CONTEXT = SMALL.seq_length
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer([(i, i + 1) for i in range(64)], codec=CODEC.to_dict())
+    assert tokenizer.num_tokens == NUM_TOKENS
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer) -> Engine:
+    module, layout = small_model(core_attention=CachedAttention)
+    return Engine(module, SMALL, tokenizer, CODEC, layout)
+
+
+@pytest.fixture
+def endless(engine, monkeypatch) -> Engine:
+    """The engine, never ending a sample by itself."""
+    forbidden = engine.forbidden.clone()
+    forbidden[engine.tokenizer.eos] = -torch.inf
+    monkeypatch.setattr(engine, "forbidden", forbidden)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer) -> list[list[int]]:
+    """Of unequal lengths, BOS first."""
+    rng = np.random.default_rng(0)
+    return [[tokenizer.bos, *rng.integers(0, 320, length).tolist()] for length in (0, 4, 99, 29, 63, 64)]
+
+
+@torch.no_grad()
+def full_logits(ids: list[int]) -> torch.Tensor:
+    """Of all positions, by the model of training in one forward pass, [s, v]."""
+    tokens = torch.tensor([ids])
+    return small_model()[0](tokens, torch.arange(len(ids))[None], attention_mask=None)[0]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_logits_are_those_of_one_full_forward_pass(chunk, endless, prompts, monkeypatch):
+    """After every prompt and after every new token, whatever stands in the other rows of the batch."""
+    seen = []
+
+    def recorded(logits, sampling, random):
+        seen.append(logits - endless.forbidden.nan_to_num(neginf=0))
+        return choose(logits, sampling, random)
+
+    monkeypatch.setattr("megatron_codec.inference.engine.choose", recorded)
+    completions = endless.generate(prompts, Sampling(temperature=2.0, max_tokens=20), prefill_chunk=chunk)
+    assert len(seen) == 20
+    for row, completion in enumerate(completions):
+        start = len(completion.prompt_ids) - 1
+        expected = full_logits(completion.prompt_ids + completion.token_ids[:-1])[start:]
+        allowed = torch.isfinite(endless.forbidden)
+        ours = torch.stack([logits[row] for logits in seen])
+        difference = (ours - expected)[:, allowed].abs().max() / expected.abs().max()
+        assert difference < 1e-5, f"prompt of {start + 1} tokens: {difference:.2e}"
+        # and the log-probabilities that are handed out
+        logprobs = torch.log_softmax(expected + endless.forbidden, -1)
+        chosen = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), chosen, atol=2e-5, rtol=1e-5)
+
+
+def test_a_request_gives_the_same_tokens_alone_or_in_company(engine, prompts):
+    sampling = Sampling(temperature=1.3, top_k=200, top_p=0.98, seed=4, n=3)
+    together = engine.generate(prompts, sampling)
+    expected = [c.token_ids for c in together]
+    assert len({tuple(ids) for ids in expected}) == len(expected) == 3 * len(prompts)
+    assert {c.finish_reason for c in together} == {"stop", "length"}  # rows leave the batch at both
+    for batch_size in (1, 4, 7):
+        assert [c.token_ids for c in engine.generate(prompts, sampling, batch_size)] == expected
+    assert [c.token_ids for c in engine.generate(prompts, sampling, prefill_chunk=5)] == expected
+    backwards = engine.generate(prompts[::-1], sampling)
+    assert [c.token_ids for c in backwards[::-1]] == [
+        ids for start in range(0, len(expected), 3) for ids in expected[start : start + 3][::-1]
+    ]
+    for number, prompt in enumerate(prompts):
+        [alone] = engine.generate([prompt], Sampling(temperature=1.3, top_k=200, top_p=0.98, seed=4))
+        assert alone.token_ids == expected[3 * number]
+        assert alone.prompt_ids == prompt
+    others = engine.generate(prompts, Sampling(temperature=1.3, top_k=200, top_p=0.98, seed=5, n=3))
+    assert not {tuple(c.token_ids) for c in others} & {tuple(ids) for ids in expected}
+
+
+def test_greedy_is_that_of_hugging_face(engine, prompts):
+    twin = hugging_face_twin(small_model()[0], SMALL)
+    never = torch.isinf(engine.forbidden).nonzero()[:, 0].tolist()
+    greedy = engine.generate(prompts, Sampling(temperature=0, max_tokens=25))
+    for prompt, ours in zip(prompts, greedy, strict=True):
+        theirs = twin.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            generation_config=GenerationConfig(
+                max_new_tokens=25, do_sample=False, eos_token_id=engine.tokenizer.eos, pad_token_id=0
+            ),
+            logits_processor=LogitsProcessorList([SuppressTokensLogitsProcessor(never, device="cpu")]),
+        )
+        assert ours.token_ids == theirs[0, len(prompt) :].tolist()
+    again = engine.generate(prompts, Sampling(temperature=0, max_tokens=25, seed=9, n=2))
+    assert [c.token_ids for c in again] == [c.token_ids for c in greedy for _ in range(2)]
+
+
+def test_samples_follow_the_model(engine, prompts):
+    """The first tokens of many samples have the mean log-probability that the model itself predicts."""
+    n = 2000
+    completions = engine.generate([prompts[3]], Sampling(max_tokens=1, n=n, seed=2), batch_size=500)
+    logprobs = torch.log_softmax(full_logits(prompts[3])[-1] + engine.forbidden, -1).double()
+    expected, spread = entropy_and_spread(logprobs)
+    mean = np.mean([c.logprobs[0] for c in completions])
+    assert abs(mean - expected) < 4 * spread / n**0.5
+
+
+def entropy_and_spread(logprobs: torch.Tensor) -> tuple[float, float]:
+    probabilities, finite = logprobs.exp(), logprobs.nan_to_num(neginf=0)
+    mean = (probabilities * finite).sum()
+    return float(mean), float((probabilities * (finite - mean) ** 2).sum().sqrt())
+
+
+def test_limits_and_reasons_to_finish(engine, prompts):
+    eos = engine.tokenizer.eos
+    for limit in (1, 5, None):
+        for completion in engine.generate(prompts, Sampling(temperature=3.0, max_tokens=limit, n=4)):
+            most = min(limit or CONTEXT, CONTEXT - len(completion.prompt_ids))
+            assert len(completion.logprobs) == len(completion.token_ids)
+            assert eos not in completion.token_ids[:-1]
+            if completion.finish_reason == "stop":
+                assert completion.token_ids[-1] == eos and len(completion.token_ids) <= most
+            else:
+                assert completion.finish_reason == "length" and len(completion.token_ids) == most
+                assert completion.token_ids[-1] != eos
+
+
+def test_the_context_can_be_filled_to_its_last_token(endless):
+    prompt = [endless.tokenizer.bos, *range(CONTEXT - 2)]
+    [completion] = endless.generate([prompt], Sampling(temperature=0))
+    assert len(completion.token_ids) == 1 and completion.finish_reason == "length"
+
+
+def test_neither_bos_nor_padding_is_ever_chosen(engine, prompts):
+    """At a temperature that makes all tokens alike, 30,000 of which 62 in 384 would be padding."""
+    completions = engine.generate(prompts[:1], Sampling(temperature=1e6, n=300, seed=1), batch_size=300)
+    chosen = np.concatenate([c.token_ids for c in completions])
+    assert len(chosen) > 20_000
+    assert chosen.max() == engine.tokenizer.eos < NUM_TOKENS == engine.tokenizer.eos + 1
+    assert engine.tokenizer.bos not in chosen
+    assert len(np.unique(chosen)) == NUM_TOKENS - 1
+
+
+def test_progress_counts_every_sample_once(engine, prompts):
+    counted = []
+    engine.generate(prompts, Sampling(temperature=2.0, n=3), batch_size=4, progress=counted.append)
+    assert sum(counted) == 3 * len(prompts)
+
+
+def test_what_a_completion_is_decoded_to(engine):
+    codec, tokenizer = engine.codec, engine.tokenizer
+    prompt = engine.prompt_ids()
+    assert prompt[0] == tokenizer.bos and tokenizer.decode(prompt[1:]) == codec.head
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    stream = codec.encode(picture)
+    half = engine.prompt_ids(stream, 0.5)
+    assert tokenizer.decode(half[1:]) == codec.prompt(stream, 0.5)
+    [completion] = engine.generate([prompt], Sampling(seed=3, max_tokens=10))
+    assert completion.stream.startswith(codec.head)
+    assert completion.stream == tokenizer.decode(
+        [i for i in prompt[1:] + completion.token_ids if i != tokenizer.eos]
+    )
+    assert completion.media.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt 1 of 0 tokens: must have at least 1 token"),
+        (
+            [320] * CONTEXT,
+            f"prompt 1 of {CONTEXT} tokens: must have .* fewer than the model's context of {CONTEXT}",
+        ),
+        ([320, NUM_TOKENS], f"prompt 1: token id {NUM_TOKENS}: must be an id from 0 to {NUM_TOKENS - 1}"),
+        ([320, -1], "prompt 1: token id -1"),
+    ],
+)
+def test_prompts_that_the_model_cannot_take(prompt, message, engine):
+    with pytest.raises(UserError, match=message):
+        engine.generate([[320, 1], prompt], Sampling(max_tokens=1))
