@@ -97,11 +97,11 @@ void bind_bpe(py::module_& module) {
         Bytes bytes(stream);
         trainer.add(bytes.document().data, bytes.document().size);
       })
-      .def("merge", [](bpe::Trainer& trainer) -> std::optional<std::tuple<int, int, uint32_t>> {
+      .def("merge", [](bpe::Trainer& trainer) -> std::optional<std::tuple<int, int, size_t>> {
         py::gil_scoped_release release;
         auto choice = trainer.merge();
         if (!choice) return std::nullopt;
-        return std::make_tuple(choice->merge.left, choice->merge.right, choice->count);
+        return std::make_tuple(choice->merge.left, choice->merge.right, choice->places);
       });
 
   py::class_<bpe::Encoder>(module, "BpeEncoder")

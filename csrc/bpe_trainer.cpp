@@ -42,23 +42,23 @@ void Trainer::index() {
 
 std::optional<Trainer::Choice> Trainer::merge() {
   if (!indexed_) index();
-  std::optional<Choice> choice = choose();
-  if (!choice) return choice;
+  if (lengths_.size() >= kMaxTokens) return std::nullopt;
+  std::optional<Merge> pair = choose();
+  if (!pair) return std::nullopt;
   Token token = lengths_.size();
-  if (lengths_.size() >= kMaxTokens) throw UserFault("a vocabulary", "has at most 65534 entries");
-  lengths_.push_back(lengths_[choice->merge.left] + lengths_[choice->merge.right]);
-  replace(choice->merge, token);
-  recount(choice->merge, token);
-  return choice;
+  lengths_.push_back(lengths_[pair->left] + lengths_[pair->right]);
+  replace(*pair, token);
+  recount(*pair, token);
+  return Choice{*pair, places_.back().size()};
 }
 
 // A pair's count only falls once it stands among the candidates: a stale one goes back with its true count.
-std::optional<Trainer::Choice> Trainer::choose() {
+std::optional<Merge> Trainer::choose() {
   while (!candidates_.empty()) {
     Candidate best = candidates_.top();
     candidates_.pop();
     uint32_t count = *counts_.find(best.pair.left, best.pair.right);
-    if (count == best.count) return Choice{best.pair, count};
+    if (count == best.count) return best.pair;
     if (count) candidates_.push({count, best.pair});
   }
   return std::nullopt;

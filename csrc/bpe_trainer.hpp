@@ -18,7 +18,7 @@ class Trainer {
  public:
   struct Choice {
     Merge merge;
-    uint32_t count;  // of the pair before it was merged; overlapping pairs count, so 'aaa' has two
+    size_t places;  // where it was merged: how many tokens fewer the corpus has
   };
 
   explicit Trainer(size_t max_token_length);
@@ -26,7 +26,8 @@ class Trainer {
   // Appends one document. Throws UserFault after the first merge and beyond 4 GiB.
   void add(const uint8_t* data, size_t size);
 
-  // Merges the most frequent pair, the smallest (left, right) among equals. Nothing when no pair is left.
+  // Merges the most frequent pair, the smallest (left, right) among equals. Overlapping pairs count: 'aaa' has
+  // two of 'aa'. Nothing when no pair is left.
   std::optional<Choice> merge();
 
  private:
@@ -37,7 +38,7 @@ class Trainer {
   };
 
   void index();
-  std::optional<Choice> choose();
+  std::optional<Merge> choose();
   void replace(Merge pair, Token token);
   void recount(Merge pair, Token token);
   void propose(Token left, Token right, uint32_t count);

@@ -40,7 +40,7 @@ def train_merges(
     trainer = BpeTrainer(max_token_length or UNBOUNDED)
     corpus = hashlib.sha256()
     seen: set[bytes] = set()
-    record: dict[str, Any] = {"sha256": "", "documents": 0, "bytes": 0}
+    record: dict[str, Any] = {"sha256": "", "documents": 0, "bytes": 0, "tokens": 0}
     record |= {"duplicates_dropped": 0, "flat_dropped": 0, "max_token_length": max_token_length}
     for stream in streams:
         digest = hashlib.sha256(stream).digest()
@@ -59,13 +59,14 @@ def train_merges(
         raise UserError(
             "0 documents", "training needs at least one", "look at the input and at what was dropped"
         )
-    record["sha256"] = corpus.hexdigest()
+    record |= {"sha256": corpus.hexdigest(), "tokens": record["bytes"]}
 
     merges = []
     for _ in tqdm(range(vocab_size - NUM_BYTES), "merges", unit="merge", disable=not progress):
         choice = trainer.merge()
         if choice is None:
             break
-        left, right, _count = choice
+        left, right, places = choice
         merges.append((left, right))
+        record["tokens"] -= places
     return merges, record
