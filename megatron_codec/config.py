@@ -4,6 +4,7 @@
 Checks that need only the values live here, and all faults of a command line are reported together.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -40,12 +41,17 @@ class ModelConfig:
         return -(-num_tokens // multiple) * multiple
 
     def faults(self, parallel: "ParallelConfig") -> Iterator[UserError]:
-        """What does not divide, in the shape itself and by the parallel layout."""
-        heads, tp, pp = (
-            self.num_attention_heads,
-            parallel.tensor_model_parallel_size,
-            parallel.pipeline_model_parallel_size,
-        )
+        """What is out of range, and what does not divide, in the shape itself and by the parallel layout."""
+        yield from _out_of_range(self, 0, "norm_epsilon", "init_method_std")
+        sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
+        wrong = list(_out_of_range(self, 1, *sizes, "rotary_base", "make_vocab_size_divisible_by"))
+        yield from wrong
+        if wrong:
+            return
+        heads = self.num_attention_heads
+        # Sizes below 1 are for the layout itself to report.
+        tp = max(1, parallel.tensor_model_parallel_size)
+        pp = max(1, parallel.pipeline_model_parallel_size)
         if self.hidden_size % heads:
             yield UserError(
                 f"--hidden-size {self.hidden_size}",
@@ -107,6 +113,7 @@ class ParallelConfig:
         raise_all(list(self.faults(world_size)))
 
     def faults(self, world_size: int) -> Iterator[UserError]:
+        """What contradicts itself, or does not fit `world_size` processes."""
         tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
         if tp < 1 or pp < 1:
             yield UserError(
@@ -151,6 +158,7 @@ class DataConfig:
     """Dataset prefix for validation alone, beside --train-data-path."""
 
     def faults(self) -> Iterator[UserError]:
+        """Datasets that are missing or contradict each other, and shares that are none."""
         if (self.data_path is None) == (self.train_data_path is None):
             yield UserError(
                 f"--data-path {self.data_path}, --train-data-path {self.train_data_path}",
@@ -165,7 +173,7 @@ class DataConfig:
             )
         try:
             shares = [float(share) for share in self.split.split(",")]
-            good = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0
+            good = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and sum(shares) < math.inf
         except ValueError:
             good = False
         if not good:
@@ -218,27 +226,34 @@ class TrainingConfig:
         return self.global_batch_size // (self.micro_batch_size * dp)
 
     def faults(self, dp: int) -> Iterator[UserError]:
+        """What is out of range, and a batch that does not divide among `dp` data-parallel processes."""
+        wrong = [
+            *_out_of_range(self, 1, "micro_batch_size", "global_batch_size", "train_iters", "lr_decay_iters"),
+            *_out_of_range(self, 0, "lr", "min_lr", "lr_warmup_iters"),
+            *_out_of_range(self, 0, "weight_decay", "adam_eps", "clip_grad"),
+            *_out_of_range(self, 0, "adam_beta1", "adam_beta2", below=1),
+            *_out_of_range(self, 0, "seed", below=2**32),
+        ]
+        yield from wrong
+        if wrong:
+            return
         together = self.micro_batch_size * dp
-        if self.micro_batch_size < 1 or self.global_batch_size < 1 or self.global_batch_size % together:
+        if self.global_batch_size % together:
             yield UserError(
                 f"--global-batch-size {self.global_batch_size}",
                 f"must be a multiple of --micro-batch-size {self.micro_batch_size} x DP {dp} = {together}",
-                f"use {max(1, -(-self.global_batch_size // max(1, together))) * max(1, together)}",
+                f"use {-(-self.global_batch_size // together) * together}",
             )
-        if self.train_iters < 1:
+        if self.min_lr > self.lr:
             yield UserError(
-                f"--train-iters {self.train_iters}", "must be at least 1", "give a number of steps"
-            )
-        if not 0 <= self.min_lr <= self.lr:
-            yield UserError(
-                f"--min-lr {self.min_lr}", f"must lie between 0 and --lr {self.lr}", f"use {self.lr / 10:g}"
+                f"--min-lr {self.min_lr}", f"must not be above --lr {self.lr}", f"use {self.lr / 10:g}"
             )
         decay = self.lr_decay_iters or self.train_iters
-        if not 0 <= self.lr_warmup_iters < max(1, decay):
+        if self.lr_warmup_iters >= decay:
             yield UserError(
                 f"--lr-warmup-iters {self.lr_warmup_iters}",
-                f"must be at least 0 and below the {decay} steps of the decay",
-                f"use {max(0, decay // 20)}",
+                f"must be below the {decay} steps of the decay",
+                f"use {decay // 20}",
             )
 
 
@@ -254,6 +269,16 @@ class CheckpointConfig:
     """Steps between checkpoints; one is always written at the end."""
     finetune: bool = False
     """Take only the weights from --load, and start at step 0 with a fresh optimizer."""
+
+    def faults(self) -> Iterator[UserError]:
+        """Flags that need another one."""
+        yield from _out_of_range(self, 1, "save_interval")
+        if self.save_interval is not None and self.save is None:
+            yield UserError(
+                f"--save-interval {self.save_interval}", "needs --save", "name a folder with --save"
+            )
+        if self.finetune and self.load is None:
+            yield UserError("--finetune", "needs --load", "name the checkpoint whose weights to start from")
 
 
 @dataclass(frozen=True)
@@ -271,6 +296,11 @@ class LoggingConfig:
     metrics_file: str | None = None
     """JSON lines for scripts: one a log interval and one an evaluation. Default: metrics.jsonl in --save."""
 
+    def faults(self) -> Iterator[UserError]:
+        """Intervals that are none."""
+        yield from _out_of_range(self, 1, "log_interval", "eval_interval")
+        yield from _out_of_range(self, 0, "eval_iters")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -283,22 +313,33 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    def faults(self, world_size: int) -> Iterator[UserError]:
+        """Every fault of the configuration for `world_size` processes."""
+        model_parallel = self.parallel.tensor_model_parallel_size * self.parallel.pipeline_model_parallel_size
+        yield from self.parallel.faults(world_size)
+        yield from self.model.faults(self.parallel)
+        yield from self.data.faults()
+        yield from self.training.faults(max(1, world_size // max(1, model_parallel)))
+        yield from self.checkpoint.faults()
+        yield from self.logging.faults()
+
     def check(self, world_size: int) -> None:
         """Raises:
         UserError: every fault of the configuration for `world_size` processes, all at once.
         """
-        faults = [*self.parallel.faults(world_size), *self.model.faults(self.parallel), *self.data.faults()]
-        model_parallel = self.parallel.tensor_model_parallel_size * self.parallel.pipeline_model_parallel_size
-        faults += self.training.faults(max(1, world_size // max(1, model_parallel)))
-        if self.checkpoint.save_interval is not None and self.checkpoint.save is None:
-            faults.append(
-                UserError(
-                    f"--save-interval {self.checkpoint.save_interval}",
-                    "needs --save",
-                    "name a folder with --save",
-                )
-            )
-        raise_all(faults)
+        raise_all(list(self.faults(world_size)))
+
+
+def _out_of_range(config: object, least: int, *names: str, below: float = math.inf) -> Iterator[UserError]:
+    """Those of the fields that are set, and not to a number of at least `least` and below `below`."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not least <= value < below:
+            rule = f"must be at least {least}"
+            if below < math.inf or isinstance(value, float):
+                rule += f" and below {below}"
+            flag = f"--{name.replace('_', '-')} {value}"
+            yield UserError(flag, rule, "leave it out for the default")
 
 
 def _divisors(number: int, most: int) -> str:

@@ -5,8 +5,9 @@
 prints, through `run_tool`, one readable message and no traceback, and exits with status 2.
 """
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
@@ -46,6 +47,17 @@ def raise_all(faults: list[UserError]) -> None:
         raise faults[0]
     if faults:
         raise UserErrors(faults)
+
+
+@contextlib.contextmanager
+def collecting(faults: list[UserError]) -> Iterator[None]:
+    """Adds the faults that the block raises to `faults`, so that the next check can add its own."""
+    try:
+        yield
+    except UserErrors as several:
+        faults += several.faults
+    except UserError as fault:
+        faults.append(fault)
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
