@@ -5,7 +5,7 @@ Every process runs this function: torchrun (or srun) starts one for each GPU, or
 
 import logging
 import signal
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from megatron_codec import parallel
 from megatron_codec.config import PretrainConfig
 from megatron_codec.data import CodecDataset, PackedSamples
-from megatron_codec.errors import UserError
+from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.model import build_model, initialize_weights, transformer_config
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
@@ -35,11 +35,8 @@ def pretrain(config: PretrainConfig) -> float | None:
     Raises:
         UserError: faults of the configuration, the data or the checkpoint.
     """
-    config.check(parallel.world_size_from_environment())
-    # Data is opened before processes meet, so that a wrong path is one message and no waiting.
-    train_data, valid_data = open_data(config)
+    train_data, valid_data, start = _inputs(config)
     tokenizer = Tokenizer.from_dict(train_data.manifest.tokenizer)
-    start = _starting_point(config, train_data)
     if start is not None and not config.checkpoint.finetune:
         done = Description.read(start).iteration
         if done >= config.training.train_iters:
@@ -127,6 +124,26 @@ def pretrain(config: PretrainConfig) -> float | None:
     return validation_loss
 
 
+def _inputs(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None, Path | None]:
+    """Both datasets and the checkpoint to go on from.
+
+    Looked at before processes meet, so that whatever is wrong with a command line is one message and
+    nobody waits.
+    """
+    faults = list(config.faults(parallel.world_size_from_environment()))
+    data: tuple[CodecDataset | None, CodecDataset | None] = None, None
+    start = None
+    if not list(config.data.faults()):
+        with collecting(faults):
+            data = open_data(config)
+    with collecting(faults):
+        start = _starting_point(config, data[0])
+    raise_all(faults)
+    train_data, valid_data = data
+    assert train_data is not None
+    return train_data, valid_data, start
+
+
 def open_data(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None]:
     """The training and the held-out documents.
 
@@ -150,8 +167,8 @@ def open_data(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None
     return train, valid
 
 
-def _starting_point(config: PretrainConfig, data: CodecDataset) -> Path | None:
-    """The checkpoint to go on from, checked against this run, or None for a fresh start."""
+def _starting_point(config: PretrainConfig, data: CodecDataset | None) -> Path | None:
+    """The checkpoint to go on from, checked against this run and its data, or None for a fresh start."""
     if config.checkpoint.load is None:
         if config.checkpoint.save is not None and checkpoint.exists(config.checkpoint.save):
             raise UserError(
@@ -165,14 +182,18 @@ def _starting_point(config: PretrainConfig, data: CodecDataset) -> Path | None:
         return None
     start = checkpoint.latest(config.checkpoint.load)
     description = Description.read(start)
-    shape = replace(description.model, seq_length=config.model.seq_length)
-    if shape != config.model:
+    differing = [
+        f"{name} {there}, not {here}"
+        for name, here in asdict(config.model).items()
+        if (there := getattr(description.model, name)) != here and name != "seq_length"
+    ]
+    if differing:
         raise UserError(
             f"--load {config.checkpoint.load}",
-            f"is a model of another shape: {description.model}, this run asks for {config.model}",
+            f"is a model of another shape: it has {'; '.join(differing)}",
             "give the same --preset and model flags as for the run that wrote it",
         )
-    if description.tokenizer.get("hash") != data.manifest.tokenizer.get("hash"):
+    if data is not None and description.tokenizer.get("hash") != data.manifest.tokenizer.get("hash"):
         raise UserError(
             f"--load {config.checkpoint.load}",
             "was trained with another tokenizer than the dataset was made with",
