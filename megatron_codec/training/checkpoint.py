@@ -20,6 +20,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_codec.config import ModelConfig
 from megatron_codec.errors import UserError
@@ -155,7 +156,17 @@ def load(
 
 
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    loaded = dist_checkpointing.load(state, str(checkpoint))
+    try:
+        loaded = dist_checkpointing.load(state, str(checkpoint))
+    # Files that are missing, cut short or altered raise a dozen types, one of them outside of Exception.
+    except (Exception, CheckpointException) as error:
+        failures = error.failures if isinstance(error, CheckpointException) else {0: (error, None)}
+        cause, _ = next(iter(failures.values()))
+        raise UserError(
+            str(checkpoint),
+            f"cannot be loaded ({type(cause).__name__}: {str(cause).partition(chr(10))[0][:120]})",
+            "it is damaged: give an older checkpoint of the run (one iter_... folder), or copy it again",
+        ) from error
     assert isinstance(loaded, dict)  # a tuple only where unexpected keys were asked for
     return loaded
 
