@@ -1,0 +1,67 @@
+"""The numbers and the pictures of a run's report."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_codec.data import CodecDataset
+from megatron_codec.errors import UserError
+from megatron_codec.evaluation.held_out import bits_per_byte, payload_bytes, token_counts, unigram_nats
+from megatron_codec.evaluation.run_report import write_report
+from megatron_codec.inference.contact_sheet import contact_sheet
+from megatron_codec.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def datasets(corpus):
+    return CodecDataset.open(corpus.train), CodecDataset.open(corpus.valid), Tokenizer.load(corpus.tokenizer)
+
+
+def ids_of(dataset: CodecDataset) -> list[int]:
+    return [int(i) for n in range(dataset.num_documents) for i in dataset.document(n)]
+
+
+def test_token_counts_are_those_of_a_plain_count(datasets):
+    train, _, tokenizer = datasets
+    counts = token_counts(train, tokenizer.num_tokens)
+    assert dict(Counter(ids_of(train))) == {i: n for i, n in enumerate(counts) if n}
+
+
+def test_unigram_nats_is_the_mean_code_length_of_each_token(datasets):
+    train, test, tokenizer = datasets
+    seen, total = Counter(ids_of(train)), len(ids_of(train))
+    lengths = [-math.log((seen[i] + 1) / (total + tokenizer.num_tokens)) for i in ids_of(test)]
+    counts = [token_counts(dataset, tokenizer.num_tokens) for dataset in (train, test)]
+    assert unigram_nats(*counts) == pytest.approx(sum(lengths) / len(lengths), rel=1e-12)
+
+
+def test_payload_is_what_the_documents_decode_to(datasets):
+    _, test, tokenizer = datasets
+    special = (tokenizer.bos, tokenizer.eos)
+    plain = sum(
+        len(tokenizer.decode([int(i) for i in test.document(n) if i not in special]))
+        for n in range(test.num_documents)
+    )
+    counts = token_counts(test, tokenizer.num_tokens)
+    assert payload_bytes(counts, tokenizer) == plain
+    # One bit a token, spread over the bytes.
+    assert bits_per_byte(math.log(2), counts, tokenizer) == pytest.approx(test.num_tokens / plain)
+
+
+def test_contact_sheet_shows_every_pixel_enlarged_by_a_whole_factor():
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
+    sheet = np.asarray(contact_sheet([[pictures[0], pictures[1]], [None, pictures[2]]], size=96))
+    for picture, (left, top) in zip(pictures, [(4, 4), (104, 4), (104, 104)], strict=True):
+        assert (sheet[top + 1 : top + 96 : 3, left + 1 : left + 96 : 3] == np.asarray(picture)).all()
+    assert len(np.unique(sheet[104:200, 4:100].reshape(-1, 3), axis=0)) == 2, (
+        "a missing sample is crossed out"
+    )
+
+
+def test_report_of_an_unfinished_run_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match=r"metrics\.jsonl.*quickstart"):
+        write_report(tmp_path)
