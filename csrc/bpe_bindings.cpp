@@ -41,21 +41,21 @@ std::vector<bpe::Merge> to_merges(const std::vector<std::pair<uint16_t, uint16_t
   return merges;
 }
 
-std::vector<uint16_t> encode_vector(const bpe::Encoder& encoder, py::handle stream) {
+std::vector<uint16_t> encode_vector(const bpe::Encoder& encoder, py::handle stream, bool later_part) {
   Bytes bytes(stream);
   py::gil_scoped_release release;
-  std::vector<uint16_t> ids(bytes.document().size);
-  ids.resize(encoder.encode(bytes.document(), ids.data()));
+  std::vector<uint16_t> ids(encoder.room(bytes.document().size));
+  ids.resize(encoder.encode(bytes.document(), ids.data(), later_part));
   return ids;
 }
 
-Ids encode(const bpe::Encoder& encoder, py::handle stream) {
-  std::vector<uint16_t> ids = encode_vector(encoder, stream);
+Ids encode(const bpe::Encoder& encoder, py::handle stream, bool later_part) {
+  std::vector<uint16_t> ids = encode_vector(encoder, stream, later_part);
   return Ids(ids.size(), ids.data());
 }
 
 py::list encode_to_list(const bpe::Encoder& encoder, py::handle stream) {
-  std::vector<uint16_t> ids = encode_vector(encoder, stream);
+  std::vector<uint16_t> ids = encode_vector(encoder, stream, false);
   py::list list(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) PyList_SET_ITEM(list.ptr(), i, PyLong_FromLong(ids[i]));
   return list;
@@ -68,7 +68,7 @@ py::array_t<int64_t> encode_batch(const bpe::Encoder& encoder, const py::sequenc
   size_t needed = 0;
   for (py::handle stream : streams) {
     documents.push_back(held.emplace_back(stream).document());
-    needed += documents.back().size + around.size();
+    needed += encoder.room(documents.back().size) + around.size();
   }
   if (static_cast<size_t>(out.size()) < needed)
     throw UserFault("a buffer of " + std::to_string(out.size()) + " ids", "has to hold " + std::to_string(needed),
@@ -105,11 +105,12 @@ void bind_bpe(py::module_& module) {
       });
 
   py::class_<bpe::Encoder>(module, "BpeEncoder")
-      .def(py::init([](const std::vector<std::pair<uint16_t, uint16_t>>& merges, std::vector<uint16_t> ids) {
-             return std::make_unique<bpe::Encoder>(bpe::Vocabulary(to_merges(merges)), std::move(ids));
+      .def(py::init([](const std::vector<std::pair<uint16_t, uint16_t>>& merges, const std::vector<uint16_t>& ids,
+                       const std::vector<uint16_t>& prefix) {
+             return std::make_unique<bpe::Encoder>(bpe::Vocabulary(to_merges(merges)), ids, prefix);
            }),
-           py::arg("merges"), py::arg("ids"))
-      .def("encode", encode)
+           py::arg("merges"), py::arg("ids"), py::arg("prefix"))
+      .def("encode", encode, py::arg("stream"), py::arg("later_part") = false)
       .def("encode_to_list", encode_to_list)
       .def("encode_batch", encode_batch)
       .def("last_border", [](const bpe::Encoder& encoder, py::handle stream, size_t from) {

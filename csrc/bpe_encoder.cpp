@@ -11,8 +11,8 @@
 
 namespace bpe {
 
-Encoder::Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids)
-    : vocabulary_(std::move(vocabulary)), ids_(std::move(ids)) {
+Encoder::Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids, std::vector<uint16_t> prefix)
+    : vocabulary_(std::move(vocabulary)), ids_(std::move(ids)), prefix_(std::move(prefix)) {
   if (ids_.empty()) {
     ids_.resize(vocabulary_.size());
     std::iota(ids_.begin(), ids_.end(), 0);
@@ -29,7 +29,12 @@ Encoder::Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids)
   if (vocabulary_.proper()) automaton_ = std::make_unique<Automaton>(vocabulary_, ids_);
 }
 
-size_t Encoder::encode(Document document, uint16_t* out) const {
+size_t Encoder::encode(Document document, uint16_t* out, bool later_part) const {
+  if (document.size == 0) return 0;
+  if (!later_part) {
+    out = std::copy(prefix_.begin(), prefix_.end(), out);
+    return prefix_.size() + encode(document, out, true);
+  }
   if (automaton_) {
     try {
       return automaton_->encode(document.data, document.size, out);
@@ -71,18 +76,19 @@ std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, con
                                      int threads, uint16_t* out) const {
   // Each thread takes a stretch of documents of about the same number of bytes and writes where its
   // output would start if nothing were merged; the stretches are then moved together.
-  std::vector<size_t> room(documents.size() + 1);
-  for (size_t i = 0; i < documents.size(); ++i) room[i + 1] = room[i] + documents[i].size + around.size();
+  std::vector<size_t> starts(documents.size() + 1);
+  for (size_t i = 0; i < documents.size(); ++i)
+    starts[i + 1] = starts[i] + room(documents[i].size) + around.size();
   std::vector<size_t> first(threads + 1, documents.size());
   for (int t = 0; t < threads; ++t)
-    first[t] = std::lower_bound(room.begin(), room.end() - 1, room.back() / threads * t) - room.begin();
+    first[t] = std::lower_bound(starts.begin(), starts.end() - 1, starts.back() / threads * t) - starts.begin();
 
   std::vector<int64_t> counts(documents.size() + 1);
   std::vector<size_t> written(threads);
   std::vector<std::exception_ptr> failures(threads);
   auto work = [&](int t) {
     try {
-      uint16_t* cursor = out + room[first[t]];
+      uint16_t* cursor = out + starts[first[t]];
       for (size_t i = first[t]; i < first[t + 1]; ++i) {
         uint16_t* begin = cursor;
         if (!around.empty()) *cursor++ = around[0];
@@ -90,7 +96,7 @@ std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, con
         if (!around.empty()) *cursor++ = around[1];
         counts[i + 1] = cursor - begin;
       }
-      written[t] = cursor - (out + room[first[t]]);
+      written[t] = cursor - (out + starts[first[t]]);
     } catch (...) {
       failures[t] = std::current_exception();
     }
@@ -104,7 +110,7 @@ std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, con
 
   size_t end = written[0];
   for (int t = 1; t < threads; ++t) {
-    std::memmove(out + end, out + room[first[t]], written[t] * sizeof(uint16_t));
+    std::memmove(out + end, out + starts[first[t]], written[t] * sizeof(uint16_t));
     end += written[t];
   }
   std::partial_sum(counts.begin(), counts.end(), counts.begin());

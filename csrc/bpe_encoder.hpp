@@ -16,18 +16,23 @@ struct Document {
 
 class Encoder {
  public:
-  // ids[t] is the public id of token t; empty when they are the same.
-  Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids);
+  // ids[t] is the public id of token t; empty when they are the same. Every document that is not empty begins
+  // with the ids `prefix`.
+  Encoder(Vocabulary vocabulary, std::vector<uint16_t> ids, std::vector<uint16_t> prefix);
 
   Encoder(const Encoder&) = delete;
 
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
-  // Writes the ids of one document to `out`, which has room for `document.size`; returns how many there are.
-  size_t encode(Document document, uint16_t* out) const;
+  // How many ids a document of that size has at most.
+  size_t room(size_t size) const { return size ? prefix_.size() + size : 0; }
+
+  // Writes the ids of one document to `out`, which has that room; returns how many there are. Without the
+  // prefix if it is the later part of a document.
+  size_t encode(Document document, uint16_t* out, bool later_part = false) const;
 
   // Writes the ids of all documents to `out` without a gap, each between the ids `around` if that holds two.
-  // `out` has room for all bytes and the ids around them. Returns where each document starts, and the end.
+  // `out` has the room for that. Returns where each document starts, and the end.
   std::vector<int64_t> encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around,
                               int threads, uint16_t* out) const;
 
@@ -41,7 +46,7 @@ class Encoder {
 
  private:
   Vocabulary vocabulary_;
-  std::vector<uint16_t> ids_;
+  std::vector<uint16_t> ids_, prefix_;
   std::vector<Token> tokens_;             // the token of each id
   std::unique_ptr<Automaton> automaton_;  // null if the vocabulary is not proper
 };

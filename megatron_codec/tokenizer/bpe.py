@@ -65,8 +65,9 @@ class Tokenizer:
         self.bos = ids.bos if ids else self.vocab_size
         self.eos = ids.eos if ids else self.vocab_size + 1
         self.num_tokens = ids.num_tokens if ids else self.vocab_size + 2
+        self.prefix = list(ids.prefix) if ids else []
         self.hash = identity_hash(self.codec, self.merges, ids)
-        self._encoder = BpeEncoder(self.merges, list(ids.tokens) if ids else [])
+        self._encoder = BpeEncoder(self.merges, list(ids.tokens) if ids else [], self.prefix)
 
     @property
     def proper(self) -> bool:
@@ -128,7 +129,7 @@ class Tokenizer:
         Args:
             streams: documents.
             out: where to write, uint16; made if None. It has to hold one id for each byte of the documents
-                (and two for each document with `add_special_tokens`), though fewer are written in the end.
+                and for what is put around them, though fewer are written in the end.
             threads: how many to use; the interpreter is free for others meanwhile.
             add_special_tokens: put every document between BOS and EOS.
 
@@ -139,7 +140,8 @@ class Tokenizer:
         """
         around = [self.bos, self.eos] if add_special_tokens else []
         if out is None:
-            out = np.empty(sum(len(stream) + len(around) for stream in streams), np.uint16)
+            extra = len(self.prefix) + len(around)
+            out = np.empty(sum(len(stream) + extra for stream in streams), np.uint16)
         if out.dtype != np.uint16 or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
             raise UserError("out", "must be a writable one-dimensional uint16 array without gaps")
         if threads < 1:
@@ -162,6 +164,8 @@ class Tokenizer:
                 raise UserError(f"ids {ids.min()} to {ids.max()}", f"must lie in [0, {self.num_tokens})")
             ids = ids.astype(np.uint16)
         begin, end = int(ids[0] == self.bos), len(ids) - int(ids[-1] == self.eos)
+        if self.prefix and ids[begin : begin + len(self.prefix)].tolist() == self.prefix:
+            begin += len(self.prefix)
         return self._encoder.decode(ids[begin:end])
 
     def decode_batch(self, ids: np.ndarray, offsets: np.ndarray) -> list[bytes]:
@@ -170,8 +174,8 @@ class Tokenizer:
         return [self.decode(ids[begin:end]) for begin, end in pairwise(bounds)]
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that an id stands for; none for BOS and EOS. Raises UserError for an unknown id."""
-        return b"" if id in (self.bos, self.eos) else self.decode([id])
+        """The bytes that an id stands for; none for BOS, EOS and a prefix. Raises UserError for others."""
+        return b"" if id in (self.bos, self.eos, *self.prefix) else self.decode([id])
 
     def require_codec(self, codec: dict[str, Any]) -> None:
         """Raises UserError if the tokenizer was trained for another codec or other settings than `codec`."""
@@ -231,13 +235,15 @@ class IncrementalEncoder:
     def __init__(self, encoder: BpeEncoder):
         self._encoder = encoder
         self._pending = bytearray()
+        self._encoded = 0
 
     def encode(self, piece: Stream, final: bool = False) -> np.ndarray:
         """The ids that `piece` makes certain, uint16 [num_ids]; all that are left if it is the final one."""
         old = len(self._pending)
         self._pending += piece
         certain = len(self._pending) if final else self._encoder.last_border(self._pending, old)
-        ids = self._encoder.encode(self._pending[:certain])
+        ids = self._encoder.encode(self._pending[:certain], later_part=self._encoded > 0)
+        self._encoded += certain
         del self._pending[:certain]
         return ids
 

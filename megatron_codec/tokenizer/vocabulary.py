@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,17 @@ class ForeignIds:
         tokens: the id of each of the 256 bytes, then of each merge.
         bos, eos: ids of the marks around a document.
         num_tokens: ids in all, those without a use here included.
+        prefix: ids that every document begins with, after BOS, unless it is empty. They stand for no bytes.
     """
 
     tokens: tuple[int, ...]
     bos: int
     eos: int
     num_tokens: int
+    prefix: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        used = [*self.tokens, self.bos, self.eos]
+        used = [*self.tokens, self.bos, self.eos, *self.prefix]
         if len(set(used)) < len(used):
             raise UserError("the ids", "must differ from each other, BOS and EOS included")
         if min(used) < 0 or max(used) >= self.num_tokens or self.num_tokens > MAX_VOCAB_SIZE + 2:
@@ -132,14 +135,14 @@ def is_merge(value: Any) -> bool:
 
 def read_ids(value: Any) -> ForeignIds:
     """ForeignIds of a JSON value. Raises UserError."""
-    names = ["tokens", "bos", "eos", "num_tokens"]
-    if (
-        not isinstance(value, dict)
-        or set(value) != set(names)
-        or not isinstance(value["tokens"], list | tuple)
-    ):
+    names = [field.name for field in dataclass_fields(ForeignIds)]
+    if not isinstance(value, dict) or set(value) != set(names):
         raise UserError("ids", f"must be null or an object of {', '.join(names)}")
-    numbers = [*value["tokens"], value["bos"], value["eos"], value["num_tokens"]]
-    if not all(type(number) is int for number in numbers):
+    lists = [value["tokens"], value["prefix"]]
+    if not all(isinstance(numbers, list | tuple) for numbers in lists):
+        raise UserError("ids", "must have lists of tokens and prefix")
+    if not all(
+        type(id) is int for id in [*lists[0], *lists[1], value["bos"], value["eos"], value["num_tokens"]]
+    ):
         raise UserError("ids", "must be whole numbers")
-    return ForeignIds(tuple(value["tokens"]), value["bos"], value["eos"], value["num_tokens"])
+    return ForeignIds(tuple(lists[0]), value["bos"], value["eos"], value["num_tokens"], tuple(lists[1]))

@@ -199,9 +199,15 @@ def edited(tokenizer: Tokenizer, rehash: bool = True, **changes) -> dict:
         ({"format": "other"}, "must be a JSON object with"),
         ({"surprise": 1}, "field surprise: is missing or unknown"),
         ({"ids": [1, 2]}, "ids: must be null or an object"),
-        ({"ids": {"tokens": [1], "bos": 2, "eos": 2, "num_tokens": 9}}, "must differ from each other"),
-        ({"ids": {"tokens": [1], "bos": 2, "eos": 9, "num_tokens": 9}}, "ids up to 9 of 9"),
-        ({"ids": {"tokens": [1], "bos": 2, "eos": "x", "num_tokens": 9}}, "must be whole numbers"),
+        (
+            {"ids": {"tokens": [1], "bos": 2, "eos": 2, "num_tokens": 9, "prefix": []}},
+            "must differ from each other",
+        ),
+        ({"ids": {"tokens": [1], "bos": 2, "eos": 9, "num_tokens": 9, "prefix": []}}, "ids up to 9 of 9"),
+        (
+            {"ids": {"tokens": [1], "bos": 2, "eos": "x", "num_tokens": 9, "prefix": []}},
+            "must be whole numbers",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(tokenizer, tmp_path, changes, message):
