@@ -336,8 +336,10 @@ def _out_of_range(config: object, least: int, *names: str, below: float = math.i
         value = getattr(config, name)
         if value is not None and not least <= value < below:
             rule = f"must be at least {least}"
-            if below < math.inf or isinstance(value, float):
+            if below < math.inf:
                 rule += f" and below {below}"
+            elif isinstance(value, float):
+                rule += " and finite"
             flag = f"--{name.replace('_', '-')} {value}"
             yield UserError(flag, rule, "leave it out for the default")
 

@@ -27,6 +27,29 @@ from megatron_codec.training import checkpoint
 from megatron_codec.training.checkpoint import Description
 
 
+def find_checkpoint(folder: str | Path, config: ParallelConfig) -> tuple[Path, Description]:
+    """The newest checkpoint in a folder and what it says of itself.
+
+    Raises:
+        UserError: there is none, or the layout does not fit its shape or the number of processes.
+    """
+    start = checkpoint.latest(folder)
+    description = Description.read(start)
+    world_size = parallel.world_size_from_environment()
+    faults = [*config.faults(world_size), *description.model.faults(config)]
+    processes = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+    if processes > 0 and world_size > processes:
+        faults.append(
+            UserError(
+                f"{world_size} processes",
+                f"generation needs TP x PP = {processes}: every process works on the same samples",
+                f"start {processes} (torchrun --nproc-per-node), or change the layout",
+            )
+        )
+    raise_all(faults)
+    return start, description
+
+
 @dataclass(frozen=True)
 class Completion:
     """One sample.
@@ -90,19 +113,7 @@ class Engine:
             UserError: there is no checkpoint, it is damaged, or the layout does not fit its shape.
         """
         config = config or ParallelConfig()
-        start = checkpoint.latest(folder)
-        description = Description.read(start)
-        processes = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
-        faults = list(description.model.faults(config))
-        if parallel.world_size_from_environment() != processes:
-            faults.append(
-                UserError(
-                    f"{parallel.world_size_from_environment()} processes",
-                    f"generation needs TP x PP = {processes}: every process works on the same samples",
-                    f"start {processes} (torchrun --nproc-per-node), or change the layout",
-                )
-            )
-        raise_all(faults)
+        start, description = find_checkpoint(folder, config)
         tokenizer = Tokenizer.from_dict(description.tokenizer)
         codec = get_codec(description.codec["name"], description.codec["settings"])
         layout = parallel.initialize(config)

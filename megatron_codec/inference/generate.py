@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from tqdm import tqdm
@@ -11,11 +12,12 @@ from tqdm import tqdm
 from megatron_codec.codecs import Codec, DecodeError
 from megatron_codec.config import ParallelConfig
 from megatron_codec.data import CodecDataset
-from megatron_codec.errors import UserError
+from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
 from megatron_codec.inference.contact_sheet import contact_sheet
-from megatron_codec.inference.engine import Completion, Engine
+from megatron_codec.inference.engine import Completion, Engine, find_checkpoint
 from megatron_codec.inference.sampling import Sampling
+from megatron_codec.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class GenerateConfig:
     """Of the random numbers; the same seed gives the same pictures."""
     batch_size: int = 64
     """Sequences that are decoded together."""
-    dtype: str | None = None
-    """float32 or bfloat16; by default what the model was trained in."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What to compute in; by default what the model was trained in."""
     tensor_model_parallel_size: int = 1
     """Processes that share each layer, under torchrun."""
     pipeline_model_parallel_size: int = 1
@@ -62,23 +64,10 @@ def generate(config: GenerateConfig) -> dict:
     Raises:
         UserError: no checkpoint, a picture that cannot be read, or sampling settings out of range.
     """
-    sampling = Sampling(
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=config.seed,
-        n=config.num_samples,
-        max_tokens=config.max_tokens,
-    )
-    engine = Engine.load(
-        config.load,
-        ParallelConfig(
-            tensor_model_parallel_size=config.tensor_model_parallel_size,
-            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        ),
-        config.dtype,
-    )
-    originals = list(_originals(config, engine))
+    sampling, layout, pictures = _check(config)
+    engine = Engine.load(config.load, layout, config.dtype)
+    originals = [(name, engine.codec.encode(picture)) for name, picture in pictures.items()]
+    originals += _documents(config, engine)
     prompts = [engine.prompt_ids(stream, config.prompt_ratio) for _, stream in originals]
     prompts = prompts or [engine.prompt_ids()]
 
@@ -91,22 +80,65 @@ def generate(config: GenerateConfig) -> dict:
     return _write(config, engine.codec, originals, completions, seconds)
 
 
-def _originals(config: GenerateConfig, engine: Engine) -> Iterator[tuple[str, bytes]]:
-    """Name and stream of each picture to complete."""
+def _check(config: GenerateConfig) -> tuple[Sampling, ParallelConfig, dict[str, Image.Image]]:
+    """Sampling settings, layout, and the pictures to complete by the names of their files.
+
+    Raises:
+        UserError: all faults of the command line at once, before a model is built.
+    """
+    layout = ParallelConfig(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+    )
+    faults: list[UserError] = []
+    for name in ("num_samples", "num_prompts", "batch_size"):
+        if getattr(config, name) < 1:
+            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
+            faults.append(UserError(flag, "must be at least 1", "leave it out for the default"))
+    if not 0 <= config.prompt_ratio <= 1:
+        faults.append(
+            UserError(f"--prompt-ratio {config.prompt_ratio}", "must lie between 0 and 1", "use 0.5 for half")
+        )
+    if config.output.exists() and not config.output.is_dir():
+        faults.append(UserError(f"--output {config.output}", "is a file", "name a folder"))
+    with collecting(faults):
+        sampling = Sampling(
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
+            n=max(1, config.num_samples),
+            max_tokens=config.max_tokens,
+        )
+    pictures: dict[str, Image.Image] = {}
     for path in config.prompt_image:
-        yield path.stem, engine.codec.encode(_open(path))
-    if config.prompt_data_path is not None:
-        dataset = CodecDataset.open(config.prompt_data_path)
-        if dataset.manifest.codec != engine.codec.to_dict():
-            raise UserError(
-                f"--prompt-data-path {config.prompt_data_path}",
-                f"was made with {dataset.manifest.codec}, the checkpoint with {engine.codec.to_dict()}",
-                "give a dataset made with the settings that the model was trained on",
-            )
-        special = (engine.tokenizer.bos, engine.tokenizer.eos)
-        for index in range(min(config.num_prompts, dataset.num_documents)):
-            ids = [int(i) for i in dataset.document(index) if i not in special]
-            yield f"document-{index}", engine.tokenizer.decode(ids)
+        with collecting(faults):
+            if path.stem in pictures:
+                rule = "has the name of another prompt picture, and samples are named after them"
+                raise UserError(f"--prompt-image {path}", rule, "rename one of the two")
+            pictures[path.stem] = _open(path)
+    with collecting(faults):
+        find_checkpoint(config.load, layout)
+    raise_all(faults)
+    return sampling, layout, pictures
+
+
+def _documents(config: GenerateConfig, engine: Engine) -> Iterator[tuple[str, bytes]]:
+    """Name and stream of each document to complete."""
+    if config.prompt_data_path is None:
+        return
+    dataset = CodecDataset.open(config.prompt_data_path)
+    if dataset.manifest.codec != engine.codec.to_dict():
+        raise UserError(
+            f"--prompt-data-path {config.prompt_data_path}",
+            f"was made with {dataset.manifest.codec}, the checkpoint with {engine.codec.to_dict()}",
+            "give a dataset made with the settings that the model was trained on",
+        )
+    tokenizer = Tokenizer.from_dict(dataset.manifest.tokenizer)
+    special = (tokenizer.bos, tokenizer.eos)
+    for index in range(min(config.num_prompts, dataset.num_documents)):
+        ids = [int(i) for i in dataset.document(index) if i not in special]
+        yield f"document-{index}", tokenizer.decode(ids)
 
 
 def _open(path: Path) -> Image.Image:
