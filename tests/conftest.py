@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tests.tiny import Corpus, make_corpus, read_metrics
 
 
 def pytest_configure(config) -> None:
+    # The way over gloo is what these tests hold, on a machine with a GPU as well; processes inherit it.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     # Megatron-Core calls its own deprecated functions; nobody here can act on that.
     for category in ("DeprecationWarning", "FutureWarning", "UserWarning"):
         config.addinivalue_line("filterwarnings", f"ignore::{category}:megatron")
