@@ -45,10 +45,12 @@ class Layout:
 
     @property
     def rank(self) -> int:
+        """Of this process in the world."""
         return torch.distributed.get_rank()
 
     @property
     def world_size(self) -> int:
+        """Number of processes."""
         return self.tp * self.pp * self.dp
 
     @property
@@ -58,10 +60,12 @@ class Layout:
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether the embedding is here."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether logits and loss are computed here."""
         return self.pp_rank == self.pp - 1
 
     def __str__(self) -> str:

@@ -51,6 +51,7 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
+        """The gradient of `x`, turned back."""
         cos, sin = ctx.saved_tensors
         return _turn(gradients[0], cos, sin, -1), None, None
 
@@ -195,4 +196,5 @@ class SwiGLU(MegatronModule):
     """The activation of the MLP: [..., 2 * f], gate and up side by side, to [..., f]."""
 
     def forward(self, gate_and_up: Tensor) -> Tensor:
+        """silu(gate) * up."""
         return _SwiGLUFunction.apply(gate_and_up)

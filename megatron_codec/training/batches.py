@@ -16,7 +16,9 @@ class Samples(Protocol):
 
     seq_length: int
 
-    def sample(self, index: int) -> np.ndarray: ...
+    def sample(self, index: int) -> np.ndarray:
+        """Token ids of sample `index`, int64 [seq_length + 1]."""
+        ...
 
 
 def microbatches(

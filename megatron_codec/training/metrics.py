@@ -111,6 +111,7 @@ class Metrics:
                 self.board.add_scalar(name, value, iteration)
 
     def close(self) -> None:
+        """Closes file, TensorBoard and bar."""
         for sink in (self.file, self.board, self.bar):
             if sink is not None:
                 sink.close()

@@ -223,5 +223,6 @@ class StopRequest:
         return bool(flag.item())
 
     def close(self) -> None:
+        """Gives the signals back to who had them before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
