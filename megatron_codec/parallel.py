@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch._C._distributed_c10d import HashStore
+from torch.distributed import distributed_c10d
 
 from megatron_codec import platform
 from megatron_codec.config import ParallelConfig
@@ -95,7 +96,7 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
             torch.distributed.init_process_group(
                 PLATFORM.backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
             )
-    parallel_state.destroy_model_parallel()  # a notebook or a test may try one layout after another
+    _leave_groups()  # a notebook or a test may try one layout after another
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -119,8 +120,16 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
     )
 
 
+def _leave_groups() -> None:
+    """Ends every group but the world; Megatron-Core only forgets them, and each keeps its threads."""
+    parallel_state.destroy_model_parallel()
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not torch.distributed.group.WORLD:
+            torch.distributed.destroy_process_group(group)
+
+
 def shut_down() -> None:
     """Leaves the process groups, so that the launcher sees a clean end."""
     if torch.distributed.is_initialized():
-        parallel_state.destroy_model_parallel()
+        _leave_groups()
         torch.distributed.destroy_process_group()
