@@ -88,9 +88,24 @@ py::bytes decode(const bpe::Encoder& encoder, const Ids& ids) {
   return stream;
 }
 
+// The least that any program must do with each byte: what encoding is measured beside.
+py::array_t<int64_t> byte_histogram(py::handle stream) {
+  Bytes bytes(stream);
+  auto [data, size] = bytes.document();
+  int64_t counts[4][256] = {};  // four, so that equal bytes in a row do not wait for each other
+  size_t i = 0;
+  for (; i + 4 <= size; i += 4)
+    for (size_t k = 0; k < 4; ++k) ++counts[k][data[i + k]];
+  for (; i < size; ++i) ++counts[0][data[i]];
+  for (size_t byte = 0; byte < 256; ++byte) counts[0][byte] += counts[1][byte] + counts[2][byte] + counts[3][byte];
+  return py::array_t<int64_t>(256, counts[0]);
+}
+
 }  // namespace
 
 void bind_bpe(py::module_& module) {
+  module.def("byte_histogram", byte_histogram);
+
   py::class_<bpe::Trainer>(module, "BpeTrainer")
       .def(py::init<size_t>(), py::arg("max_token_length"))
       .def("add", [](bpe::Trainer& trainer, py::handle stream) {
@@ -117,8 +132,5 @@ void bind_bpe(py::module_& module) {
         return encoder.last_border(Bytes(stream).document(), from);
       })
       .def("decode", decode)
-      .def_property_readonly("proper", [](const bpe::Encoder& encoder) { return encoder.vocabulary().proper(); })
-      .def("token_bytes", [](const bpe::Encoder& encoder, bpe::Token token) {
-        return py::bytes(encoder.vocabulary().bytes(token).data(), encoder.vocabulary().length(token));
-      });
+      .def_property_readonly("proper", [](const bpe::Encoder& encoder) { return encoder.vocabulary().proper(); });
 }

@@ -1,0 +1,26 @@
+"""What the C++ extension (csrc/) offers to Python. A stream is any object with contiguous bytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+class BpeTrainer:
+    def __init__(self, max_token_length: int) -> None: ...
+    def add(self, stream: Any) -> None: ...
+    def merge(self) -> tuple[int, int, int] | None:
+        """The pair of ids merged, and how many tokens fewer that left; None if no pair is left."""
+
+class BpeEncoder:
+    proper: bool
+    def __init__(self, merges: Sequence[tuple[int, int]], ids: list[int], prefix: list[int]) -> None: ...
+    def encode(self, stream: Any, later_part: bool = False) -> np.ndarray: ...
+    def encode_to_list(self, stream: Any) -> list[int]: ...
+    def encode_batch(
+        self, streams: Sequence[Any], out: np.ndarray, around: list[int], threads: int
+    ) -> np.ndarray: ...
+    def last_border(self, stream: Any, start: int) -> int: ...
+    def decode(self, ids: np.ndarray) -> bytes: ...
+
+def byte_histogram(stream: Any) -> np.ndarray:
+    """How often each byte occurs, int64 [256]: the least work that encoding is measured beside."""
