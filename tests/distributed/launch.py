@@ -37,7 +37,7 @@ class RankFailed(Exception):
         super().__init__(message)
 
 
-def launch(function: str, world_size: int, timeout: float = 240, **arguments: Any) -> list[Any]:
+def launch(function: str, world_size: int, timeout: float = 480, **arguments: Any) -> list[Any]:
     """Calls `module:name` with `arguments` in `world_size` processes and returns the result of each rank.
 
     Raises:

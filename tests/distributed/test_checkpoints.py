@@ -11,6 +11,7 @@ import pytest
 from tests.distributed.launch import ROOT, RankFailed, launch, running, wait_for_all
 from tests.tiny import SAVED_AT, STEPS, assert_same_course, read_metrics
 
+pytestmark = pytest.mark.timeout(600)  # one start of processes runs through many layouts
 LAYOUTS = {
     "one process": (1, []),
     "TP=2": (2, ["--tensor-model-parallel-size", "2"]),

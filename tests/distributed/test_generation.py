@@ -8,6 +8,7 @@ from megatron_codec.data import CodecDataset
 from megatron_codec.inference import Engine, Sampling
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.timeout(600)  # one start of processes runs through many layouts
 TP, PP = {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}
 LAYOUTS = {"TP=2": (2, TP), "PP=2": (2, PP), "TP=2, PP=2": (4, TP | PP)}
 SAMPLING = {"temperature": 1.2, "top_k": 250, "top_p": 0.97, "seed": 3, "n": 3, "max_tokens": 60}

@@ -12,6 +12,7 @@ from tests.distributed.launch import launch
 from tests.llama import small_model
 from tests.tiny import FLAGS, SAVED_AT, STEPS, assert_same_course, read_metrics
 
+pytestmark = pytest.mark.timeout(600)  # one start of processes runs through many layouts
 TP = ["--tensor-model-parallel-size", "2"]
 PP = ["--pipeline-model-parallel-size", "2"]
 LAYOUTS = {

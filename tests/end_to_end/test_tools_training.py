@@ -18,6 +18,7 @@ from megatron_codec.data import write_dataset
 from tests.distributed.launch import ROOT
 from tests.tiny import CODEC, STEPS, make_corpus, read_metrics
 
+pytestmark = pytest.mark.timeout(600)  # all command lines are run before the first test
 TP = ["--tensor-model-parallel-size", "2"]
 
 
