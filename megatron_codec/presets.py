@@ -24,7 +24,7 @@ PRESETS: dict[str, PretrainConfig] = {
         model=replace(_JPEGLM_7B.model, seq_length=32768),
         training=replace(_JPEGLM_7B.training, global_batch_size=128, train_iters=10014, lr_warmup_iters=500),
     ),
-    # Sized so that two CPU cores learn something real in minutes. Larger initial weights suit the small width:
+    # Sized so that two CPU cores learn something real in minutes. Larger initial weights suit its width:
     # after 300 steps the held-out loss is 5.15 with 0.06 and 5.37 with Llama's 0.02 (docs/performance.md).
     "jpeglm-tiny": PretrainConfig(
         model=ModelConfig(
