@@ -81,6 +81,8 @@ def world_size_from_environment() -> int:
 def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 30) -> Layout:
     """Joins the processes that torchrun started, or makes a world of one, and lays out the groups.
 
+    It may be called again: models of one layout share its groups, another layout ends those before it.
+
     Raises:
         UserError: the number of processes is not a multiple of TP x PP.
     """
@@ -96,13 +98,14 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
             torch.distributed.init_process_group(
                 PLATFORM.backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
             )
-    _leave_groups()  # a notebook or a test may try one layout after another
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        distributed_timeout_minutes=timeout_minutes,
-        create_gloo_process_groups=True,
-    )
+    if _current_sizes() != (config.tensor_model_parallel_size, config.pipeline_model_parallel_size):
+        _leave_groups()
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            distributed_timeout_minutes=timeout_minutes,
+            create_gloo_process_groups=True,
+        )
     # Only recomputation and dropout draw from these; initial weights have their own seeds (model.initialize).
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     device = (
@@ -117,6 +120,16 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
         dp_rank=parallel_state.get_data_parallel_rank(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
         device=device,
+    )
+
+
+def _current_sizes() -> tuple[int, int] | None:
+    """TP and PP of the groups that there are."""
+    if not parallel_state.model_parallel_is_initialized():
+        return None
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
     )
 
 
