@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
 #include <numeric>
-#include <thread>
 
 #include "bpe_merger.hpp"
 #include "fault.hpp"
@@ -70,51 +68,6 @@ void Encoder::decode(const uint16_t* ids, size_t count, char* out) const {
     std::memcpy(out, bytes.data(), bytes.size());
     out += bytes.size();
   }
-}
-
-std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around,
-                                     int threads, uint16_t* out) const {
-  // Each thread takes a stretch of documents of about the same number of bytes and writes where its
-  // output would start if nothing were merged; the stretches are then moved together.
-  std::vector<size_t> starts(documents.size() + 1);
-  for (size_t i = 0; i < documents.size(); ++i)
-    starts[i + 1] = starts[i] + room(documents[i].size) + around.size();
-  std::vector<size_t> first(threads + 1, documents.size());
-  for (int t = 0; t < threads; ++t)
-    first[t] = std::lower_bound(starts.begin(), starts.end() - 1, starts.back() / threads * t) - starts.begin();
-
-  std::vector<int64_t> counts(documents.size() + 1);
-  std::vector<size_t> written(threads);
-  std::vector<std::exception_ptr> failures(threads);
-  auto work = [&](int t) {
-    try {
-      uint16_t* cursor = out + starts[first[t]];
-      for (size_t i = first[t]; i < first[t + 1]; ++i) {
-        uint16_t* begin = cursor;
-        if (!around.empty()) *cursor++ = around[0];
-        cursor += encode(documents[i], cursor);
-        if (!around.empty()) *cursor++ = around[1];
-        counts[i + 1] = cursor - begin;
-      }
-      written[t] = cursor - (out + starts[first[t]]);
-    } catch (...) {
-      failures[t] = std::current_exception();
-    }
-  };
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back(work, t);
-  work(0);
-  for (std::thread& other : others) other.join();
-  for (const std::exception_ptr& failure : failures)
-    if (failure) std::rethrow_exception(failure);
-
-  size_t end = written[0];
-  for (int t = 1; t < threads; ++t) {
-    std::memmove(out + end, out + starts[first[t]], written[t] * sizeof(uint16_t));
-    end += written[t];
-  }
-  std::partial_sum(counts.begin(), counts.end(), counts.begin());
-  return counts;
 }
 
 }  // namespace bpe

@@ -32,7 +32,7 @@ class Encoder {
   size_t encode(Document document, uint16_t* out, bool later_part = false) const;
 
   // Writes the ids of all documents to `out` without a gap, each between the ids `around` if that holds two.
-  // `out` has the room for that. Returns where each document starts, and the end.
+  // `out` has the room for that. Returns where each document starts, and the end. (bpe_batch.cpp)
   std::vector<int64_t> encode(const std::vector<Document>& documents, const std::vector<uint16_t>& around,
                               int threads, uint16_t* out) const;
 
