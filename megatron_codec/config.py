@@ -290,7 +290,7 @@ class LoggingConfig:
     eval_interval: int = 1000
     """Steps between evaluations on held-out documents; one is always made at the end."""
     eval_iters: int = 100
-    """Global batches of held-out documents in one evaluation; 0 switches it off."""
+    """Global batches of held-out documents, whole ones, in one evaluation; 0 switches it off."""
     tensorboard_dir: str | None = None
     """Folder for TensorBoard."""
     metrics_file: str | None = None

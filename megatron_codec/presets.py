@@ -24,12 +24,10 @@ PRESETS: dict[str, PretrainConfig] = {
         model=replace(_JPEGLM_7B.model, seq_length=32768),
         training=replace(_JPEGLM_7B.training, global_batch_size=128, train_iters=10014, lr_warmup_iters=500),
     ),
-    # Sized so that two CPU cores learn something real in minutes. Larger initial weights suit its width:
-    # after 300 steps the held-out loss is 5.15 with 0.06 and 5.37 with Llama's 0.02 (docs/performance.md).
+    # Sized so that two CPU cores learn something real in minutes.
     "jpeglm-tiny": PretrainConfig(
         model=ModelConfig(
             num_layers=6, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, seq_length=304,
-            init_method_std=0.06,
         ),
         training=TrainingConfig(
             micro_batch_size=6, global_batch_size=6, train_iters=2000, lr=2e-3, min_lr=2e-4,

@@ -2,14 +2,13 @@
 
 from megatron_codec.data.dataset import CodecDataset, write_dataset
 from megatron_codec.data.manifest import Manifest, Shard
-from megatron_codec.data.packing import DocumentBatch, PackedSamples, document_batches
+from megatron_codec.data.packing import DocumentRows, PackedSamples
 
 __all__ = [
     "CodecDataset",
-    "DocumentBatch",
+    "DocumentRows",
     "Manifest",
     "PackedSamples",
     "Shard",
-    "document_batches",
     "write_dataset",
 ]

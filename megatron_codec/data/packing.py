@@ -7,9 +7,6 @@ attention be masked between documents.
 """
 
 import hashlib
-from collections.abc import Iterator
-from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 
@@ -79,33 +76,32 @@ def epoch_order(num_documents: int, seed: int, dataset_hash: str, epoch: int) ->
     return order.astype(np.int32) if num_documents < 2**31 else order
 
 
-class DocumentBatch(NamedTuple):
-    """Documents side by side, for evaluation.
-
-    Args:
-        tokens: ids int64 [n, seq_length + 1], zeros after the end of a document.
-        loss_mask: float32 [n, seq_length], 1 where `tokens[:, 1:]` is a token of a document.
-    """
-
-    tokens: np.ndarray
-    loss_mask: np.ndarray
-
-
-def document_batches(dataset: CodecDataset, seq_length: int, batch_size: int) -> Iterator[DocumentBatch]:
-    """All documents in order, `batch_size` rows at a time (fewer in the last batch).
+class DocumentRows:
+    """Whole documents, one a row, for evaluation: each token but BOS is predicted once, in its own document.
 
     A document longer than `seq_length + 1` fills several rows, each of which starts with the last token of
-    the row before, so every token but BOS is predicted exactly once.
+    the row before.
     """
-    rows = (
-        dataset.document(index)[start : start + seq_length + 1]
-        for index in range(dataset.num_documents)
-        for start in range(0, int(dataset.lengths[index]) - 1, seq_length)
-    )
-    while batch := list(islice(rows, batch_size)):
-        tokens = np.zeros((len(batch), seq_length + 1), np.int64)
-        loss_mask = np.zeros((len(batch), seq_length), np.float32)
-        for i, row in enumerate(batch):
-            tokens[i, : len(row)] = row
-            loss_mask[i, : len(row) - 1] = 1
-        yield DocumentBatch(tokens, loss_mask)
+
+    def __init__(self, dataset: CodecDataset, seq_length: int):
+        self.dataset, self.seq_length = dataset, seq_length
+        rows = -(-(dataset.lengths.astype(np.int64) - 1) // seq_length)
+        self._ends = np.cumsum(rows)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows hold all documents."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def sample(self, index: int) -> np.ndarray:
+        """Token ids of row `index`, int64 [seq_length + 1], and -1 behind the end of its document.
+
+        Rows behind the last document are -1 throughout, so that a batch may be filled up with them.
+        """
+        tokens = np.full(self.seq_length + 1, -1, np.int64)
+        if index < self.num_rows:
+            document = int(np.searchsorted(self._ends, index, side="right"))
+            row = index - (int(self._ends[document - 1]) if document else 0)
+            piece = self.dataset.document(document)[row * self.seq_length :][: self.seq_length + 1]
+            tokens[: len(piece)] = piece
+        return tokens

@@ -37,6 +37,7 @@ def write_report(run: Path) -> dict[str, Any]:
         raise UserError(f"{run}", "has no training or no held-out loss yet", _REMEDY)
     train_counts = token_counts(train, tokenizer.num_tokens)
     test_counts = token_counts(test, tokenizer.num_tokens)
+    train_counts[tokenizer.bos] = test_counts[tokenizer.bos] = 0  # BOS is given, not predicted
     nats, unigram = validation[-1][1], unigram_nats(train_counts, test_counts)
     numbers: dict[str, Any] = {
         "train_pictures": train.num_documents,

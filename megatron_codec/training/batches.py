@@ -12,12 +12,12 @@ import torch
 
 
 class Samples(Protocol):
-    """An endless sequence of packed samples, each int64 [seq_length + 1]."""
+    """A sequence of rows to train on (`PackedSamples`) or to evaluate with (`DocumentRows`)."""
 
     seq_length: int
 
     def sample(self, index: int) -> np.ndarray:
-        """Token ids of sample `index`, int64 [seq_length + 1]."""
+        """Token ids of row `index`, int64 [seq_length + 1]; -1 where there is nothing to predict."""
         ...
 
 
@@ -33,12 +33,17 @@ def microbatches(
     """Yields this rank's micro-batches of one step, in order.
 
     Yields:
-        `tokens`, `labels` and `position_ids`, each int64 [micro_batch_size, seq_length].
+        `tokens`, `labels` and `position_ids`, each int64 [micro_batch_size, seq_length], and `loss_mask`,
+        float32 of the same shape, 0 where the label is padding.
     """
     first = iteration * global_batch_size
     for start in range(0, global_batch_size, micro_batch_size * dp):
         rows = first + start + dp_rank * micro_batch_size + np.arange(micro_batch_size)
         packed = torch.from_numpy(np.stack([samples.sample(int(row)) for row in rows])).to(device)
-        tokens, labels = packed[:, :-1].contiguous(), packed[:, 1:].contiguous()
-        positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-        yield {"tokens": tokens, "labels": labels, "position_ids": positions}
+        tokens, labels = packed[:, :-1].clamp(min=0), packed[:, 1:].clamp(min=0)
+        yield {
+            "tokens": tokens,
+            "labels": labels,
+            "position_ids": torch.arange(tokens.shape[1], device=device).expand_as(tokens),
+            "loss_mask": (packed[:, 1:] >= 0).float(),
+        }

@@ -12,7 +12,7 @@ import torch
 
 from megatron_codec import parallel
 from megatron_codec.config import PretrainConfig
-from megatron_codec.data import CodecDataset, PackedSamples
+from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.model import build_model, initialize_weights, transformer_config
 from megatron_codec.parallel import Layout
@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig) -> float | None:
         iteration = Description.read(start).iteration
 
     train = PackedSamples(train_data, config.model.seq_length, config.training.seed)
-    valid = PackedSamples(valid_data, config.model.seq_length, config.training.seed) if valid_data else None
+    valid = DocumentRows(valid_data, config.model.seq_length) if valid_data else None
     metrics = Metrics(config, layout, iteration)
     if iteration:
         metrics.say(f"going on from {start} at iteration {iteration}")
@@ -95,7 +95,8 @@ def pretrain(config: PretrainConfig) -> float | None:
     def held_out() -> float | None:
         if valid is None or not config.logging.eval_iters:
             return None
-        loss = evaluate(model, valid, config.logging.eval_iters, config.training, layout)
+        batches = min(config.logging.eval_iters, -(-valid.num_rows // config.training.global_batch_size))
+        loss = evaluate(model, valid, batches, config.training, layout)
         metrics.evaluation(iteration, loss)
         return loss
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
@@ -35,13 +36,13 @@ def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module):
     batch = next(batches)
     # The attention computes its causal mask itself.
     losses = model(batch["tokens"], batch["position_ids"], attention_mask=None, labels=batch["labels"])
-    return losses, _mean_loss
+    return losses, partial(_masked_mean, loss_mask=batch["loss_mask"])
 
 
-def _mean_loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    loss = losses.float().mean()
-    # A copy: the schedule divides the loss in place by the number of micro-batches.
-    return loss, {"loss": loss.detach().clone()}
+def _masked_mean(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    nats, tokens = (losses.float() * loss_mask).sum(), loss_mask.sum()
+    # The schedule divides the loss in place by the number of micro-batches; what is reported stays as it is.
+    return nats / tokens.clamp(min=1), {"nats": nats.detach(), "tokens": tokens}
 
 
 def connect(model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
@@ -70,7 +71,7 @@ def train_step(
     reports = _run_schedule(model, samples, iteration, training, layout, forward_only=False)
     updated, grad_norm, _ = optimizer.step()  # type: ignore[misc]  abstract in the base class
     schedule.step(increment=training.global_batch_size)
-    return StepResult(_mean_over_world(reports, layout), float(grad_norm or 0.0), not updated)
+    return StepResult(_mean_over_world(_total(reports, layout)), float(grad_norm or 0.0), not updated)
 
 
 @torch.no_grad()
@@ -81,14 +82,13 @@ def evaluate(
     training: TrainingConfig,
     layout: Layout,
 ) -> float:
-    """Mean nats a token over the first `iterations` global batches of held-out samples."""
+    """Mean nats a token over the first `iterations` global batches of held-out rows."""
     model.eval()
-    losses = [
-        _mean_over_world(_run_schedule(model, samples, i, training, layout, forward_only=True), layout)
-        for i in range(iterations)
-    ]
+    total = torch.zeros(2, dtype=torch.float64, device=layout.device)
+    for i in range(iterations):
+        total += _total(_run_schedule(model, samples, i, training, layout, forward_only=True), layout)
     model.train()
-    return sum(losses) / len(losses)
+    return _mean_over_world(total)
 
 
 def _run_schedule(
@@ -119,10 +119,15 @@ def _run_schedule(
     )
 
 
-def _mean_over_world(reports: list[dict[str, Tensor]], layout: Layout) -> float:
-    # Only the last stage has losses; every rank of a tensor-parallel group has the same.
+def _total(reports: list[dict[str, Tensor]], layout: Layout) -> Tensor:
+    """Nats and tokens of this process, float64 [2]; zeros but on the last stage, which has the losses."""
     total = torch.zeros(2, dtype=torch.float64, device=layout.device)
     for report in reports:
-        total += torch.stack([report["loss"].double(), torch.ones_like(report["loss"]).double()])
+        total += torch.stack([report["nats"].double(), report["tokens"].double()])
+    return total
+
+
+def _mean_over_world(total: Tensor) -> float:
+    # Every rank of a tensor-parallel group adds the same, to both, so the mean is right.
     torch.distributed.all_reduce(total)
     return float(total[0] / total[1])

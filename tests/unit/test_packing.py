@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from megatron_codec.data import CodecDataset, PackedSamples, document_batches, write_dataset
+from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples, write_dataset
 from megatron_codec.data.packing import epoch_order
 from megatron_codec.errors import UserError
 
@@ -99,27 +99,25 @@ def test_nothing_to_train_on(dataset):
         PackedSamples(dataset, 0, seed=0)
 
 
-@pytest.mark.parametrize(("seq_length", "batch_size"), [(100, 8), (20, 5), (1, 64), (79, 200)])
-def test_document_batches_predict_every_token_but_bos_once(dataset, seq_length, batch_size):
-    pairs, sizes = Counter(), []
-    for tokens, loss_mask in document_batches(dataset, seq_length, batch_size):
-        assert tokens.shape[1:] == (seq_length + 1,) and loss_mask.shape == (len(tokens), seq_length)
-        assert tokens.dtype == np.int64 and loss_mask.dtype == np.float32
-        sizes.append(len(tokens))
-        rows, columns = np.nonzero(loss_mask)
-        pairs.update(zip(tokens[rows, columns].tolist(), tokens[rows, columns + 1].tolist(), strict=True))
+@pytest.mark.parametrize("seq_length", [100, 20, 1, 79])
+def test_document_rows_predict_every_token_but_bos_once(dataset, seq_length):
+    rows, pairs = DocumentRows(dataset, seq_length), Counter()
+    for index in range(rows.num_rows):
+        tokens = rows.sample(index)
+        assert tokens.shape == (seq_length + 1,) and tokens.dtype == np.int64
+        pairs.update((left, right) for left, right in pairwise(tokens.tolist()) if right >= 0)
     expected = Counter()
     for i in range(dataset.num_documents):
-        document = dataset.document(i).tolist()
-        expected.update(pairwise(document))
+        expected.update(pairwise(dataset.document(i).tolist()))
     assert pairs == expected
-    assert set(sizes[:-1]) <= {batch_size} and 0 < sizes[-1] <= batch_size
 
 
-def test_document_batches_keep_the_order(dataset):
-    (batch,) = document_batches(dataset, 100, 1000)
-    assert len(batch.tokens) == dataset.num_documents
-    for i, (tokens, loss_mask) in enumerate(zip(*batch, strict=True)):
+def test_document_rows_keep_the_order_and_end_in_padding(dataset):
+    rows = DocumentRows(dataset, 100)
+    assert rows.num_rows == dataset.num_documents
+    for i in range(rows.num_rows):
         document = dataset.document(i)
-        np.testing.assert_array_equal(tokens[: len(document)], document)
-        assert loss_mask.sum() == len(document) - 1 and not tokens[len(document) :].any()
+        np.testing.assert_array_equal(rows.sample(i)[: len(document)], document)
+        assert (rows.sample(i)[len(document) :] == -1).all()
+    assert (rows.sample(rows.num_rows) == -1).all()
+    assert DocumentRows(dataset.view(0, 0), 100).num_rows == 0
