@@ -73,12 +73,14 @@ done
 step "training jpeglm-tiny (TensorBoard: tensorboard --logdir $RUN/tensorboard)"
 TRAINING_ARGS=(--preset jpeglm-tiny)
 if [ -n "$LONG" ]; then
-    TRAINING_ARGS+=(--train-iters 20000)
+    # A larger model, which an hour is for.
+    TRAINING_ARGS+=(--num-layers 6 --hidden-size 256 --ffn-hidden-size 768 --num-attention-heads 4
+        --train-iters 16000 --lr 2e-3 --min-lr 2e-4)
 fi
 python tools/pretrain.py "${TRAINING_ARGS[@]}" \
     --train-data-path "$RUN/data/train" --valid-data-path "$RUN/data/test" \
     --save "$RUN/checkpoint" --load "$RUN/checkpoint" --save-interval 500 \
-    --eval-interval 500 --eval-iters 100 --log-interval 50 --tensorboard-dir "$RUN/tensorboard"
+    --eval-interval 1000 --eval-iters 100 --log-interval 50 --tensorboard-dir "$RUN/tensorboard"
 
 SAMPLING_ARGS=(--load "$RUN/checkpoint" --top-k 40 --top-p 0.9)
 newer_than_checkpoint() { [ "$1" -nt "$RUN/checkpoint/latest_checkpointed_iteration.txt" ]; }

@@ -24,13 +24,14 @@ PRESETS: dict[str, PretrainConfig] = {
         model=replace(_JPEGLM_7B.model, seq_length=32768),
         training=replace(_JPEGLM_7B.training, global_batch_size=128, train_iters=10014, lr_warmup_iters=500),
     ),
-    # Sized so that two CPU cores learn something real in minutes.
+    # Sized so that two CPU cores learn something real in minutes: in the first few million tokens a small model
+    # learns as much from a token as a large one, and sees more of them (docs/performance.md).
     "jpeglm-tiny": PretrainConfig(
         model=ModelConfig(
-            num_layers=6, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, seq_length=304,
+            num_layers=4, hidden_size=128, ffn_hidden_size=384, num_attention_heads=2, seq_length=304,
         ),
         training=TrainingConfig(
-            micro_batch_size=6, global_batch_size=6, train_iters=2000, lr=2e-3, min_lr=2e-4,
+            micro_batch_size=6, global_batch_size=6, train_iters=3000, lr=4e-3, min_lr=4e-4,
             lr_warmup_iters=100, bf16=True,
         ),
     ),
