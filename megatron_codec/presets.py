@@ -24,8 +24,8 @@ PRESETS: dict[str, PretrainConfig] = {
         model=replace(_JPEGLM_7B.model, seq_length=32768),
         training=replace(_JPEGLM_7B.training, global_batch_size=128, train_iters=10014, lr_warmup_iters=500),
     ),
-    # Sized so that two CPU cores learn something real in minutes: in the first few million tokens a small model
-    # learns as much from a token as a large one, and sees more of them (docs/performance.md).
+    # Sized so that two CPU cores learn something real in minutes. For the first few million tokens a small
+    # model learns as much from each as a large one, and sees more of them (docs/performance.md).
     "jpeglm-tiny": PretrainConfig(
         model=ModelConfig(
             num_layers=4, hidden_size=128, ffn_hidden_size=384, num_attention_heads=2, seq_length=304,
