@@ -98,7 +98,7 @@ def hugging_face_step(arguments: Arguments, autocast: bool) -> Callable[[int], f
             num_hidden_layers=arguments.num_layers,
             num_attention_heads=arguments.num_attention_heads,
             max_position_embeddings=arguments.seq_length,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]  taken by the base class
             tie_word_embeddings=False,
         )
     )
