@@ -91,7 +91,7 @@ def generate(
 
 def hash_of(tensor: Tensor) -> str:
     """Of the values of a tensor."""
-    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _recording_rows(microbatches, rows: list[list[str]]):
