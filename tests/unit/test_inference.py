@@ -78,23 +78,23 @@ def test_logits_are_those_of_one_full_forward_pass(chunk, endless, prompts, monk
 
 
 def test_a_request_gives_the_same_tokens_alone_or_in_company(engine, prompts):
-    sampling = Sampling(temperature=1.3, top_k=200, top_p=0.98, seed=4, n=3)
-    together = engine.generate(prompts, sampling)
+    settings = {"temperature": 1.3, "top_k": 200, "top_p": 0.98, "seed": 4, "max_tokens": 60}
+    together = engine.generate(prompts, Sampling(**settings, n=3))
     expected = [c.token_ids for c in together]
     assert len({tuple(ids) for ids in expected}) == len(expected) == 3 * len(prompts)
     assert {c.finish_reason for c in together} == {"stop", "length"}  # rows leave the batch at both
-    for batch_size in (1, 4, 7):
-        assert [c.token_ids for c in engine.generate(prompts, sampling, batch_size)] == expected
-    assert [c.token_ids for c in engine.generate(prompts, sampling, prefill_chunk=5)] == expected
-    backwards = engine.generate(prompts[::-1], sampling)
+    for options in ({"batch_size": 4}, {"batch_size": 7, "prefill_chunk": 5}):
+        again = engine.generate(prompts, Sampling(**settings, n=3), **options)
+        assert [c.token_ids for c in again] == expected
+    backwards = engine.generate(prompts[::-1], Sampling(**settings, n=3))
     assert [c.token_ids for c in backwards[::-1]] == [
         ids for start in range(0, len(expected), 3) for ids in expected[start : start + 3][::-1]
     ]
     for number, prompt in enumerate(prompts):
-        [alone] = engine.generate([prompt], Sampling(temperature=1.3, top_k=200, top_p=0.98, seed=4))
+        [alone] = engine.generate([prompt], Sampling(**settings))
         assert alone.token_ids == expected[3 * number]
         assert alone.prompt_ids == prompt
-    others = engine.generate(prompts, Sampling(temperature=1.3, top_k=200, top_p=0.98, seed=5, n=3))
+    others = engine.generate(prompts, Sampling(**settings | {"seed": 5}, n=3))
     assert not {tuple(c.token_ids) for c in others} & {tuple(ids) for ids in expected}
 
 
