@@ -15,13 +15,14 @@ from setuptools import find_packages, setup
 ParallelCompile("MAX_JOBS").install()
 
 root = Path(__file__).parent
-optimize = ["/O2"] if sys.platform == "win32" else ["-O3", "-fvisibility=hidden"]
+windows = sys.platform == "win32"
 extension = Pybind11Extension(
     "megatron_codec._csrc",
     sorted(glob("csrc/*.cpp")),
     include_dirs=["csrc"],
     cxx_std=17,
-    extra_compile_args=optimize,
+    extra_compile_args=["/O2"] if windows else ["-O3", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=[] if windows else ["-pthread"],
 )
 
 extras = {
@@ -30,7 +31,8 @@ extras = {
     "eval": ["clean-fid>=0.1.35", "scipy<1.18"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright", "tokenizers", "transformers"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright"]
+    + ["tokenizers", "transformers", "sentencepiece"],
 }
 
 setup(
@@ -42,7 +44,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_codec", "megatron_codec.*"]),
-    package_data={"megatron_codec": ["py.typed"]},
+    package_data={"megatron_codec": ["py.typed", "*.pyi"]},
     ext_modules=[extension],
     cmdclass={"build_ext": build_ext},
     install_requires=["numpy>=1.26", "pillow>=10.2", "tyro>=1.0", "tqdm>=4.66"],

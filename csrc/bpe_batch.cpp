@@ -1,7 +1,7 @@
 // Many documents, in one thread or in several.
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <numeric>
@@ -15,36 +15,42 @@ namespace {
 
 constexpr size_t kBlock = 1 << 17;  // bytes a thread takes at a time: their ids stay in its cache
 
-// Lets threads put what they have made behind each other, in the order of the blocks.
+// Puts the ids of finished blocks behind each other, in the order of the blocks. No thread waits for another's
+// turn: it hands its block over and goes on with the next, and whoever finds blocks whose turn it is moves them.
 class Queue {
  public:
-  // Waits for the blocks before, and returns where this one of `size` ids begins.
-  size_t place(size_t block, size_t size) {
+  Queue(size_t blocks, uint16_t* out) : finished_(blocks), out_(out) {}
+
+  // Takes over the ids of `block` and leaves some other memory in their place.
+  void hand_over(size_t block, std::vector<uint16_t>& ids, size_t count) {
     std::unique_lock<std::mutex> lock(mutex_);
-    turn_.wait(lock, [&] { return next_ == block || failure_; });
-    if (failure_) std::rethrow_exception(failure_);
-    size_t begin = end_;
-    end_ += size;
-    ++next_;
-    turn_.notify_all();
-    return begin;
-  }
-
-  void fail(std::exception_ptr failure) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!failure_) failure_ = failure;
-    turn_.notify_all();
-  }
-
-  void check() const {
-    if (failure_) std::rethrow_exception(failure_);
+    finished_[block].ids.swap(ids);
+    finished_[block].count = count;
+    if (moving_) return;
+    moving_ = true;
+    for (; next_ < finished_.size() && finished_[next_].count != kNotYet; ++next_) {
+      Block& turn = finished_[next_];
+      lock.unlock();
+      out_ = std::copy_n(turn.ids.begin(), turn.count, out_);
+      ids.swap(turn.ids);
+      turn.ids = {};
+      lock.lock();
+    }
+    moving_ = false;
   }
 
  private:
+  static constexpr size_t kNotYet = SIZE_MAX;
+  struct Block {
+    std::vector<uint16_t> ids;
+    size_t count = kNotYet;
+  };
+
   std::mutex mutex_;
-  std::condition_variable turn_;
-  size_t next_ = 0, end_ = 0;
-  std::exception_ptr failure_;
+  std::vector<Block> finished_;
+  size_t next_ = 0;
+  bool moving_ = false;
+  uint16_t* out_;
 };
 
 }  // namespace
@@ -75,18 +81,22 @@ std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, con
       rooms.push_back(room);
       room = 0;
     }
-    Queue queue;
+    Queue queue(rooms.size(), out);
     std::atomic<size_t> next{0};
+    std::mutex failing;
+    std::exception_ptr failure;
     auto work = [&] {
       try {
         std::vector<uint16_t> ids;
         for (size_t block; (block = next++) < rooms.size();) {
           ids.resize(std::max(ids.size(), rooms[block]));
           size_t count = encode_some(borders[block], borders[block + 1], ids.data());
-          std::copy_n(ids.begin(), count, out + queue.place(block, count));
+          queue.hand_over(block, ids, count);
         }
       } catch (...) {
-        queue.fail(std::current_exception());
+        std::lock_guard<std::mutex> lock(failing);
+        failure = std::current_exception();
+        next = rooms.size();
       }
     };
     std::vector<std::thread> others;
@@ -96,7 +106,7 @@ std::vector<int64_t> Encoder::encode(const std::vector<Document>& documents, con
     }
     work();
     for (std::thread& other : others) other.join();
-    queue.check();
+    if (failure) std::rethrow_exception(failure);
   }
   std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
   return offsets;
