@@ -3,32 +3,46 @@
     python benchmarks/preprocess.py                    # photographs cut from those in requirements/dev.txt
     python benchmarks/preprocess.py --input PHOTOS     # your own folder
     python benchmarks/preprocess.py --idx FILE         # small grey pictures too, such as Fashion-MNIST's
+    python benchmarks/preprocess.py --memory 100000    # and the memory of a worker over so many pictures
 
 Both sides run in turn over the same files, in this process. Ours writes a whole dataset: tokens, index,
-checksums, manifest. Prints a table of pictures a second (the fastest round of each), and as the last line
-one JSON object of ratios: ours to the bare loop (median over rounds, each with both), and two workers to one
-(fastest rounds, over five times the pictures, the start of the processes included).
+checksums, journal, manifest. The bare loop decodes whole pictures; ours does too under "whole", and lets
+libjpeg decode reduced ones under "scaled". Prints a table of pictures a second (the fastest round of each),
+and as the last line one JSON object of ratios: ours to the bare loop (median over rounds, each with both),
+and two workers to one (median over rounds, over many times the pictures, the start of the processes
+included).
 """
 
 import io
 import json
+import os
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import tyro
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.codecs.images import Geometry
+from megatron_codec.data import CodecDataset, write_dataset
 from megatron_codec.errors import run_tool
-from megatron_codec.preprocessing import build_dataset, iterate_streams, open_pictures
+from megatron_codec.preprocessing import (
+    PictureEncoder,
+    PillowDecoder,
+    Selection,
+    build_dataset,
+    iterate_streams,
+    open_inputs,
+)
 from megatron_codec.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -47,6 +61,12 @@ class Arguments:
     """Photographs to make of each size."""
     rounds: int = 9
     """How often each side runs."""
+    repeat: int = 10
+    """How often the pictures are given to two workers and to one, so that their start counts little."""
+    memory: int = 0
+    """Measure the memory of a process over so many pictures of 640x480, and nothing else."""
+    documents: int = 0
+    """Measure how long a dataset of so many documents takes to open, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +75,32 @@ class Case:
 
     name: str
     inputs: Sequence[Path]
-    codec: JpegCodec
-    geometry: Geometry
+    encoder: PictureEncoder
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=Arguments.__doc__)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arguments.input:
-            cases = [Case("photographs", arguments.input, JpegCodec(256), "crop")]
-        else:
-            made = {
-                f"{w}x{h} JPEG": _make(folder, w, h, arguments.count) for w, h in ((640, 480), (1280, 960))
-            }
-            cases = [Case(name, [path], JpegCodec(256), "crop") for name, path in made.items()]
-        if arguments.idx:
-            cases.append(Case("idx array", [arguments.idx], JpegCodec(32, remove_head=True), "pad"))
-        heads = ("bare loop", "one worker", "one/bare", "one of 5x", "two of 5x", "two/one")
-        print(f"{'':16}" + "".join(f"{head:>12}" for head in heads))
+        if arguments.memory:
+            measure_memory(folder, arguments.memory)
+            return
+        if arguments.documents:
+            measure_opening(folder, arguments.documents)
+            return
+        heads = ("bare loop", "one worker", "one/bare", "one, longer", "two workers", "two/one")
+        print(f"{'':24}" + "".join(f"{head:>12}" for head in heads))
         ratios = {}
-        for case in cases:
+        for case in cases(arguments, folder):
             bare, one = measure_bare_and_one(case, arguments.rounds)
-            single, double = measure_one_and_two(case, max(1, arguments.rounds // 4))
+            single, double = measure_one_and_two(case, max(1, arguments.rounds // 2), arguments.repeat)
             ratio = statistics.median(b / o for b, o in zip(bare, one, strict=True))
-            scaling = min(single) / min(double)
-            count = len(open_pictures(case.inputs))
-            rates = [count / min(bare), count / min(one), 5 * count / min(single), 5 * count / min(double)]
+            scaling = statistics.median(s / d for s, d in zip(single, double, strict=True))
+            count = len(pictures_of(case, folder))
+            more = arguments.repeat * count
+            rates = [count / min(bare), count / min(one), more / min(single), more / min(double)]
             print(
-                f"{case.name:16}{rates[0]:12.0f}{rates[1]:12.0f}{ratio:12.2f}"
+                f"{case.name:24}{rates[0]:12.0f}{rates[1]:12.0f}{ratio:12.2f}"
                 f"{rates[2]:12.0f}{rates[3]:12.0f}{scaling:12.2f}"
             )
             ratios[f"{case.name}: one worker / bare loop"] = round(ratio, 3)
@@ -91,15 +108,35 @@ def main() -> None:
     print(json.dumps(ratios))
 
 
+def cases(arguments: Arguments, folder: Path) -> list[Case]:
+    encoder = PictureEncoder(JpegCodec(256))
+    whole = replace(encoder, decoder=PillowDecoder(scaled_decode=False))
+    if arguments.input:
+        inputs = {"photographs": arguments.input}
+    else:
+        sizes = ((640, 480), (1280, 960))
+        inputs = {f"{w}x{h}": [_make(folder, w, h, arguments.count)] for w, h in sizes}
+    found = [
+        Case(f"{name}, {kind}", paths, each)
+        for name, paths in inputs.items()
+        for kind, each in (("whole", whole), ("scaled", encoder))
+    ]
+    if arguments.idx:
+        small = PictureEncoder(JpegCodec(32, remove_head=True), Geometry("pad"))
+        found.append(Case("idx array", [arguments.idx], small))
+    return found
+
+
 def measure_bare_and_one(case: Case, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of the bare loop and of one worker, round by round."""
     return in_turn(case.name, rounds, partial(bare_loop, case), partial(build, case, trained(case), 1, 1))
 
 
-def measure_one_and_two(case: Case, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of one worker and of two over five times the pictures, round by round."""
+def measure_one_and_two(case: Case, rounds: int, repeat: int) -> tuple[list[float], list[float]]:
+    """Seconds of one worker and of two over the pictures many times, round by round."""
     tokenizer = trained(case)
-    return in_turn(case.name, rounds, *(partial(build, case, tokenizer, workers, 5) for workers in (1, 2)))
+    runs = [partial(build, case, tokenizer, workers, repeat) for workers in (1, 2)]
+    return in_turn(case.name, rounds, *runs)
 
 
 def in_turn(
@@ -116,37 +153,72 @@ def in_turn(
 
 
 def trained(case: Case) -> Tokenizer:
-    sample = iterate_streams(case.inputs, case.codec, case.geometry, limit=200, progress=False)
-    return Tokenizer.train(list(sample), vocab_size=320, codec=case.codec.to_dict())
+    sample = iterate_streams(case.inputs, case.encoder, limit=200, progress=False)
+    return Tokenizer.train(list(sample), vocab_size=320, codec=case.encoder.codec.to_dict())
 
 
 def build(case: Case, tokenizer: Tokenizer, workers: int, repeat: int) -> None:
     """Ours: the whole dataset."""
     with tempfile.TemporaryDirectory() as folder:
-        build_dataset(
-            Path(folder, "dataset"),
-            [*case.inputs] * repeat,
-            case.codec,
-            tokenizer,
-            geometry=case.geometry,
-            workers=workers,
-            progress=False,
-        )
+        inputs = [*case.inputs] * repeat
+        prefix = Path(folder, "dataset")
+        build_dataset(prefix, inputs, case.encoder, tokenizer, workers=workers, progress=False)
+
+
+def pictures_of(case: Case, folder: Path) -> list[str | np.ndarray]:
+    """Paths of the files, or arrays."""
+    source = open_inputs(Selection(tuple(case.inputs)), case.encoder.suffixes, folder / "names")
+    if case.encoder.geometry.method == "pad":
+        return [np.asarray(item.read()) for item in source]
+    return [item.label for item in source]
 
 
 def bare_loop(case: Case) -> None:
     """What one would write first, without tokens and without a file."""
-    size = (case.codec.image_size, case.codec.image_size)
-    pictures = open_pictures(case.inputs)
-    for i in range(len(pictures)):
-        if case.geometry == "crop":
-            image = ImageOps.fit(Image.open(pictures.label(i)).convert("RGB"), size, Image.Resampling.BICUBIC)
-        else:
-            image = Image.new("RGB", size)
-            image.paste(Image.fromarray(pictures.load(i)), (2, 2))
-        image.save(
-            io.BytesIO(), "JPEG", quality=25, subsampling="4:2:0", streamtype=2, restart_marker_blocks=1
-        )
+    size = (case.encoder.codec.image_size, case.encoder.codec.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        for picture in pictures_of(case, Path(folder)):
+            if isinstance(picture, str):
+                image = ImageOps.fit(Image.open(picture).convert("RGB"), size, Image.Resampling.BICUBIC)
+            else:
+                image = Image.new("RGB", size)
+                image.paste(Image.fromarray(picture), (2, 2))
+            options = {"quality": 25, "subsampling": "4:2:0", "streamtype": 2, "restart_marker_blocks": 1}
+            image.save(io.BytesIO(), "JPEG", **options)
+
+
+def measure_memory(folder: Path, count: int) -> None:
+    """The most memory that this process holds, which is the only worker, at first and at the end."""
+    photos = sorted(_make(folder, 640, 480, 100).iterdir())
+    (folder / "many").mkdir()
+    for i in range(count):
+        os.link(photos[i % 100], folder / "many" / f"{i:08d}.jpg")
+    encoder = PictureEncoder(JpegCodec(256))
+    sample = list(iterate_streams([folder / "640x480"], encoder, progress=False))
+    tokenizer = Tokenizer.train(sample, vocab_size=320, codec=encoder.codec.to_dict())
+    held = {}
+    for name, limit in (("1,000", 1000), (f"{count:,}", None)):
+        build_dataset(folder / name, [folder / "many"], encoder, tokenizer, limit=limit)
+        held[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{name} pictures: {held[name]:.0f} MiB at most")
+    print(json.dumps({f"MiB over {name} pictures": round(value) for name, value in held.items()}))
+
+
+def measure_opening(folder: Path, count: int) -> None:
+    """Seconds until the last document is at hand, and the memory it takes."""
+    document = np.arange(8, dtype=np.uint16)
+    tokenizer = Tokenizer.train([b"aaaa"], 257).to_dict()
+    write_dataset(folder / "d", (document for _ in range(count)), {"name": "jpeg", "settings": {}}, tokenizer)
+    before, start = _resident(), time.perf_counter()
+    dataset = CodecDataset.open(folder / "d")
+    assert len(dataset.document(count - 1)) == 8
+    seconds, held = time.perf_counter() - start, _resident() - before
+    print(json.dumps({"documents": count, "seconds to open": round(seconds, 4), "MiB": round(held, 1)}))
+
+
+def _resident() -> float:
+    """MiB of memory in use now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _make(folder: Path, width: int, height: int, count: int) -> Path:

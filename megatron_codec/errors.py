@@ -6,6 +6,7 @@ prints, through `run_tool`, one readable message and no traceback, and exits wit
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -61,7 +62,8 @@ def collecting(faults: list[UserError]) -> Iterator[None]:
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Runs a tool's `main` and exits: 0 or its result, 2 after a `UserError`, 130 after Ctrl-C."""
+    """Runs a tool's `main` and exits: 0 or its result, 2 after a `UserError`, 130 after Ctrl-C, 141
+    where nobody reads the output any more."""
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -72,3 +74,6 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -2,69 +2,87 @@
 
     python tools/preprocess_jpeg.py --input photos --tokenizer tokenizer.json --output-prefix data/train \\
         --subset train --hold-out 0.1 --workers 8
+
+Stopped at any moment, the same command goes on where it was.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
-from megatron_codec.codecs import JpegCodec
-from megatron_codec.errors import run_tool
-from megatron_codec.preprocessing import build_dataset
+from megatron_codec.errors import UserError, run_tool
+from megatron_codec.preprocessing import SkipLimit, build_dataset
+from megatron_codec.preprocessing.flags import PictureFlags
 from megatron_codec.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(PictureFlags):
     """Turns pictures into a dataset of JPEG tokens: PREFIX.bin, PREFIX.idx and PREFIX.json."""
 
-    input: tuple[Path, ...]
-    """Folders of pictures (searched recursively), pictures, lists (.txt, a path a line), idx arrays (.gz)."""
     tokenizer: Path
     """The tokenizer's file, trained for the same codec settings."""
     output_prefix: Path
     """Path of the files to write, without an ending."""
-    image_size: int = 256
-    """Side of the square pictures in pixels, a multiple of 16."""
-    quality: int = 25
-    """JPEG quality, 1 to 100."""
-    remove_head: bool = False
-    """Leave out the constant head of every stream as well; worth it for small pictures."""
-    geometry: Literal["crop", "pad"] = "crop"
-    """crop: resize the largest centred square. pad: shrink to fit, never enlarge, centre on black."""
-    subset: Literal["all", "train", "test"] = "all"
-    """Which pictures: all, all but the held-out ones, or the held-out ones."""
-    hold_out: float = 0.0
-    """Share of the pictures held out for the subset "test"; a hash of the picture's name decides."""
     limit: int | None = None
     """At most so many pictures, evenly spread over the input."""
     workers: int = 1
     """Processes; each writes its own shard, and the documents are the same for any number."""
+    shard: str = "0/1"
+    """I/N: do the I-th of N parts alone, I from 0, for the tasks of a SLURM array; the last one to end
+    joins them."""
+    max_skipped: str | None = None
+    """Stop when more pictures cannot be read: a number, or a share such as 1%."""
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=Arguments.__doc__)
+    limit = None if arguments.max_skipped is None else SkipLimit(arguments.max_skipped)
+    prefix = arguments.output_prefix
     manifest = build_dataset(
-        arguments.output_prefix,
+        prefix,
         arguments.input,
-        JpegCodec(arguments.image_size, arguments.quality, arguments.remove_head),
+        arguments.encoder(),
         Tokenizer.load(arguments.tokenizer),
-        geometry=arguments.geometry,
         subset=arguments.subset,
         hold_out=arguments.hold_out,
         limit=arguments.limit,
         workers=arguments.workers,
-        command=sys.argv,
+        task=parse_shard(arguments.shard),
+        max_skipped=limit,
+        command=without_shard(sys.argv),
     )
+    if manifest is None:
+        print(f"shard {arguments.shard} is done; the task that ends last writes {prefix}.json")
+        return
+    tokens, duplicates = manifest.statistics["tokens_per_document"], manifest.statistics["duplicates"]
     print(
-        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens "
-        f"({manifest.tokens / manifest.documents:.1f} a document)"
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens ({tokens['mean']:.1f} a document, "
+        f"half of them {tokens['p25']:,} to {tokens['p75']:,}), {duplicates['count']:,} exact duplicates"
     )
-    if manifest.skipped:
-        print(f"skipped {len(manifest.skipped):,} pictures: see {arguments.output_prefix}.json")
+    if manifest.skipped["count"]:
+        reasons = ", ".join(f"{kind}: {count:,}" for kind, count in manifest.skipped["reasons"].items())
+        print(f"skipped {manifest.skipped['count']:,} pictures ({reasons}): see {prefix}.json")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(I, N) of "I/N"."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise UserError(f"--shard {text}", "must be I/N with I from 0 to N - 1", "for instance 0/64")
+    return int(number), int(count)
+
+
+def without_shard(command: Sequence[str]) -> list[str]:
+    """The command line that all tasks have in common."""
+    kept = list(command)
+    if "--shard" in kept:
+        place = kept.index("--shard")
+        del kept[place : place + 2]
+    return [argument for argument in kept if not argument.startswith("--shard=")]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import IO
 
 import numpy as np
 
-from megatron_codec.data.manifest import Fingerprint, Shard
+from megatron_codec.data.manifest import BLOCK, Fingerprint, Shard
 from megatron_codec.errors import UserError
 from megatron_codec.files import whole_file
 
@@ -36,23 +36,44 @@ _MAGIC, _VERSION, _UINT16 = b"MMIDIDX\x00\x00", 1, 8
 
 
 class IndexedWriter:
-    """Appends documents to one shard; made by `indexed_writer`."""
+    """Appends documents to one shard.
+
+    `indexed_writer` makes one for a shard that is written in one go.
+    """
 
     def __init__(self, name: str, bin_file: IO[bytes]):
         self._name, self._bin_file = name, bin_file
         self._bin_sha256, self._idx_sha256 = hashlib.sha256(), hashlib.sha256()
         self._lengths = array("i")
         self._fingerprint = Fingerprint()
+        self._block, self._blocks = hashlib.sha256(), bytearray()
 
-    def add(self, document: np.ndarray) -> None:
-        """Writes one document: token ids, uint16 [length], BOS and EOS included."""
+    @property
+    def documents(self) -> int:
+        """Documents so far."""
+        return len(self._lengths)
+
+    def add(self, document: np.ndarray) -> bytes:
+        """Writes one document: token ids, uint16 [length], BOS and EOS included; returns its bytes."""
         if document.dtype != np.uint16 or document.ndim != 1:
             raise ValueError(f"a document is uint16 [length], not {document.dtype} {list(document.shape)}")
         content = document.astype("<u2", copy=False).tobytes()
         self._bin_file.write(content)
+        self.count(content)
+        return content
+
+    def count(self, content: bytes) -> None:
+        """Takes note of a document that is in the file already, of its bytes."""
         self._bin_sha256.update(content)
+        self._block.update(content)
         self._fingerprint.add(content)
-        self._lengths.append(len(document))
+        self._lengths.append(len(content) // 2)
+        if len(self._lengths) % BLOCK == 0:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        self._blocks += self._block.digest()[:8]
+        self._block = hashlib.sha256()
 
     def write_index(self, idx_file: IO[bytes]) -> None:
         """Writes the index of the documents so far."""
@@ -70,6 +91,7 @@ class IndexedWriter:
 
     def shard(self) -> Shard:
         """The entry of this shard in the manifest; after `write_index`."""
+        rest = self._block.digest()[:8] if len(self._lengths) % BLOCK else b""
         return Shard(
             name=self._name,
             documents=len(self._lengths),
@@ -77,6 +99,7 @@ class IndexedWriter:
             bin_sha256=self._bin_sha256.hexdigest(),
             idx_sha256=self._idx_sha256.hexdigest(),
             fingerprint=self._fingerprint.hex,
+            blocks=(self._blocks + rest).hex(),
         )
 
 
@@ -106,14 +129,17 @@ class IndexedReader:
         self._documents = count = shard.documents
         _require_size(self._bin_path, shard.bin_bytes)
         _require_size(self._idx_path, shard.idx_bytes)
-        with open(self._idx_path, "rb") as file:
-            header = _HEADER.unpack(file.read(_HEADER.size))
+        try:
+            with open(self._idx_path, "rb") as file:
+                header = _HEADER.unpack(file.read(_HEADER.size))
+        except OSError as error:
+            remedy = "mend its permissions, or copy it again"
+            raise UserError(f"{self._idx_path}", f"cannot be read: {error.strerror}", remedy) from error
         if header != (_MAGIC, _VERSION, _UINT16, count, count + 1):
-            raise UserError(
-                f"{self._idx_path}",
-                f"is not the index of {count} documents in uint16 that the manifest names",
-                "write the dataset again",
+            rule = (
+                f"bytes 0 to {_HEADER.size - 1} are not the header of an index of {count} documents in uint16"
             )
+            raise UserError(f"{self._idx_path}", rule, "copy it again, or write the dataset again")
 
     def document(self, index: int) -> np.ndarray:
         """Token ids of one document, uint16 [length], read-only, not copied."""

@@ -4,15 +4,20 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron_codec.errors import UserError
-from megatron_codec.files import write_json
+from megatron_codec.files import whole_file
 
-FORMAT, VERSION = "megatron_codec dataset", 1
+FORMAT, VERSION = "megatron_codec dataset", 2
+BLOCK = 256  # documents that share a checksum
+
+# How the file ends: a checksum over all bytes before its line.
+_END = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n\}\n\Z')
 
 _PRIME = 2**255 - 19
 _BASE = int.from_bytes(hashlib.sha256(b"megatron_codec").digest(), "big") % _PRIME
@@ -47,7 +52,13 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files, NAME.bin and NAME.idx in the folder of the manifest."""
+    """One pair of files, NAME.bin and NAME.idx in the folder of the manifest.
+
+    Args:
+        fingerprint: of the documents, see `Fingerprint`.
+        blocks: for every 256 documents, the first 16 hexadecimal digits of the SHA-256 of their tokens, one
+            after the other, so that a fault can be found and not only noticed.
+    """
 
     name: str
     documents: int
@@ -55,6 +66,7 @@ class Shard:
     bin_sha256: str
     idx_sha256: str
     fingerprint: str
+    blocks: str
 
     @property
     def bin_bytes(self) -> int:
@@ -67,6 +79,17 @@ class Shard:
         return 34 + (4 + 8) * self.documents + 8 * (self.documents + 1)
 
 
+def with_checksum(content: dict[str, Any]) -> bytes:
+    """JSON whose last field is a checksum over all bytes before it."""
+    body = json.dumps(content, indent=1).removesuffix("\n}").encode()
+    return body + f',\n "checksum": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def no_skipped() -> dict[str, Any]:
+    """`Manifest.skipped` where everything gave a document."""
+    return {"count": 0, "reasons": {}, "first": []}
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything about a dataset but its tokens.
@@ -75,8 +98,11 @@ class Manifest:
         codec: `{"name": ..., "settings": {...}}`, for `codecs.get_codec`.
         tokenizer: the whole content of the tokenizer's file, its `hash` included.
         shards: in the order of their documents.
-        skipped: `{"name": ..., "reason": ...}` of each source that gave no document.
+        skipped: of what gave no document, `count`, `reasons` (kind to count), `first` (some of them, each
+            with `name`, `kind` and `reason`), and `file` (all of them, a JSON object a line) if there are
+            more.
         source: where the documents came from and which of them were taken.
+        statistics: tokens a document, exact duplicates.
         versions: of the libraries whose output the documents are.
         command: the command line.
     """
@@ -84,8 +110,9 @@ class Manifest:
     codec: dict[str, Any]
     tokenizer: dict[str, Any]
     shards: list[Shard]
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: dict[str, Any] = field(default_factory=no_skipped)
     source: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
 
@@ -118,9 +145,9 @@ class Manifest:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the JSON file, whole."""
         head = {"format": FORMAT, "version": VERSION, "hash": self.hash}
-        write_json(
-            path, head | {"documents": self.documents, "tokens": self.tokens} | dataclasses.asdict(self)
-        )
+        content = head | {"documents": self.documents, "tokens": self.tokens} | dataclasses.asdict(self)
+        with whole_file(path) as file:
+            file.write(with_checksum(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Manifest":
@@ -129,15 +156,21 @@ class Manifest:
         if not path.is_file():
             remedy = "give the prefix that preprocessing was given as --output-prefix"
             raise UserError(f"{path}", "there is no such dataset", remedy)
+        written = path.read_bytes()
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(written)
             kind = (content["format"], content["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}", "is not the manifest of a dataset", "write the dataset again"
+                f"{path}", f"is not the whole manifest of a dataset ({error!r})", "write the dataset again"
             ) from error
         if kind != (FORMAT, VERSION):
-            raise UserError(f"{path}: {kind[0]} {kind[1]}", f"must be {FORMAT} {VERSION}")
+            remedy = "write the dataset again"
+            raise UserError(f"{path}: {kind[0]} {kind[1]}", f"must be {FORMAT} {VERSION}", remedy)
+        end = _END.search(written)
+        if not end or hashlib.sha256(written[: end.start()]).hexdigest() != end[1].decode():
+            rule = "its checksum does not fit: it was altered after it was written"
+            raise UserError(f"{path}", rule, "copy it again, or write the dataset again")
         try:
             values: dict[str, Any] = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
             values["shards"] = [Shard(**shard) for shard in values["shards"]]

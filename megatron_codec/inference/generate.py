@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from megatron_codec.codecs import Codec, DecodeError
 from megatron_codec.config import ParallelConfig
+from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
-from megatron_codec.inference.contact_sheet import contact_sheet
 from megatron_codec.inference.engine import Completion, Engine, find_checkpoint
 from megatron_codec.inference.sampling import Sampling
 from megatron_codec.tokenizer import Tokenizer

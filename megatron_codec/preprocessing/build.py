@@ -1,161 +1,187 @@
-"""From pictures to a dataset: source -> codec -> tokenizer -> shards, and one manifest."""
+"""From pictures or videos to a dataset: source -> encoder -> tokenizer -> shards, and one manifest."""
 
+import errno
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-import PIL
-import PIL.features
-from tqdm import tqdm
 
 import megatron_codec
-from megatron_codec.codecs import ImageCodec
-from megatron_codec.codecs.images import Geometry
-from megatron_codec.data import Manifest, Shard
-from megatron_codec.data.indexed import indexed_writer
+from megatron_codec.data import Manifest
 from megatron_codec.errors import UserError
-from megatron_codec.preprocessing.sources import Source, Subset, open_pictures
-from megatron_codec.preprocessing.streams import Skipped, encode_pictures, nothing_readable
+from megatron_codec.preprocessing.encoder import Encoder
+from megatron_codec.preprocessing.journal import ShardFiles, ShardJournal
+from megatron_codec.preprocessing.plan import Plan, check_output, input_lists
+from megatron_codec.preprocessing.progress import Progress
+from megatron_codec.preprocessing.skipping import SkipLimit, Skipped
+from megatron_codec.preprocessing.sources import Selection, Source, Subset, open_inputs
 from megatron_codec.preprocessing.workers import run_in_processes
 from megatron_codec.tokenizer import Tokenizer
 
-BATCH = 64  # pictures tokenized at once and between two signs of progress
+BATCH = 64  # items tokenized at once and between two lines of the journal
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What one worker does: its pictures become one shard."""
+    """What one worker does: its part of the items becomes one shard."""
 
-    prefix: Path
-    pictures: Source
-    codec: ImageCodec
-    geometry: Geometry
+    files: ShardFiles
+    source: Source
+    encoder: Encoder
     tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a worker tells: so many more positions and items are done, `skipped` of them without a document.
+
+    Args:
+        resumed: by an earlier run.
+    """
+
+    positions: int
+    items: int
+    skipped: int
+    resumed: bool = False
 
 
 def build_dataset(
     prefix: str | os.PathLike,
     inputs: Iterable[str | os.PathLike],
-    codec: ImageCodec,
+    encoder: Encoder,
     tokenizer: Tokenizer,
     *,
-    geometry: Geometry = "crop",
     subset: Subset = "all",
     hold_out: float = 0.0,
     limit: int | None = None,
     workers: int = 1,
+    task: tuple[int, int] = (0, 1),
+    max_skipped: SkipLimit | None = None,
     command: Sequence[str] = (),
     progress: bool = True,
-) -> Manifest:
-    """Writes the dataset PREFIX with one document `BOS ids EOS` for each picture, and returns its manifest.
+) -> Manifest | None:
+    """Writes the dataset PREFIX with one document `BOS ids EOS` for each stream, and returns its manifest.
 
-    Worker i of n takes the i-th of n contiguous parts of the pictures, so the documents and their order do
-    not depend on the number of workers; only their distribution over shards does. Pictures that cannot be
-    read are named in the manifest with the reason. PREFIX.json is written last: without it there is no
-    dataset.
+    The items are cut into as many contiguous parts as there are workers in all tasks, and each becomes a
+    shard, so the documents and their order do not depend on these numbers; only their distribution over
+    shards does. Items that cannot be read are counted in the manifest and named with the reason.
+    PREFIX.json is written last: without it there is no dataset.
+
+    However a run is stopped, the same call goes on where it was, and ends with the files of a run that was
+    not.
 
     Args:
-        inputs, subset, hold_out, limit: which pictures, see `open_pictures`.
-        geometry: how they become square, see `images.canonical`.
+        inputs, subset, hold_out, limit: which items, see `Selection`.
         workers: processes; one writes PREFIX.bin, n write PREFIX-00000-of-0000n.bin and so on.
+        task: (i, n) does the i-th of n parts of the work alone, for n machines with one file system. The task
+            that ends last writes the manifest; the others return None.
+        max_skipped: stops the run when more items give no document.
         command: the command line, for the manifest.
 
-    Raises UserError for a tokenizer of another codec, an output that exists or cannot be written, and
-    inputs without a readable picture.
+    Raises UserError for a tokenizer of another codec, an output that exists, cannot be written or is being
+    written, inputs without a readable item, too many skipped ones, and a run that was stopped and had other
+    settings.
     """
     prefix = Path(prefix)
-    inputs = [Path(path) for path in inputs]
-    tokenizer.require_codec(codec.to_dict())
+    selection = Selection(tuple(map(Path, inputs)), subset, hold_out, limit)
+    tokenizer.require_codec(encoder.codec.to_dict())
+    number, tasks = task
     if workers < 1:
         raise UserError(f"--workers {workers}", "must be at least 1")
-    _check_output(prefix)
-    pictures = open_pictures(inputs, subset, hold_out, limit)
+    if not 0 <= number < tasks:
+        raise UserError(f"--shard {number}/{tasks}", "must be I/N with I from 0 to N - 1")
+    check_output(prefix)
 
-    workers = min(workers, len(pictures))
-    bounds = [i * len(pictures) // workers for i in range(workers + 1)]
-    jobs = []
-    for i, (start, stop) in enumerate(pairwise(bounds)):
-        shard_prefix = prefix if workers == 1 else prefix.with_name(f"{prefix.name}-{i:05d}-of-{workers:05d}")
-        jobs.append(ShardJob(shard_prefix, pictures.take(np.arange(start, stop)), codec, geometry, tokenizer))
-
-    with tqdm(total=len(pictures), desc=str(prefix), unit=" pictures", disable=not progress) as bar:
-        lost = 0
-
-        def listen(done: tuple[int, int]) -> None:
-            nonlocal lost
-            lost += done[1]
-            bar.set_postfix(skipped=lost, refresh=False)
-            bar.update(done[0])
-
-        parts = (
-            [write_shard(jobs[0], listen)] if workers == 1 else run_in_processes(write_shard, jobs, listen)
+    with input_lists(prefix, f"{number}-of-{tasks}") as lists:
+        source = open_inputs(selection, encoder.suffixes, lists)
+        if tasks == 1:
+            workers = min(workers, source.size)
+        plan = Plan(
+            prefix,
+            workers * tasks,
+            encoder.codec.to_dict(),
+            tokenizer,
+            selection.to_dict() | encoder.settings(),
+            library_versions() | encoder.versions(),
+            source.digest,
         )
-
-    skipped = [entry for _, entries in parts for entry in entries]
-    for job, (shard, _) in zip(jobs, parts, strict=True):
-        if shard.documents == 0:  # stock readers cannot map an empty file
-            Path(f"{job.prefix}.bin").unlink()
-            Path(f"{job.prefix}.idx").unlink()
-    if len(skipped) == len(pictures):
-        raise nothing_readable(skipped)
-    manifest = Manifest(
-        codec=codec.to_dict(),
-        tokenizer=tokenizer.to_dict(),
-        shards=[shard for shard, _ in parts if shard.documents],
-        skipped=[asdict(entry) for entry in skipped],
-        source={
-            "inputs": [str(path) for path in inputs],
-            "geometry": geometry,
-            "subset": subset,
-            "hold_out": hold_out,
-            "limit": limit,
-        },
-        versions=library_versions(),
-        command=list(command),
-    )
-    manifest.save(f"{prefix}.json")
-    return manifest
+        plan.start()
+        try:
+            _write_shards(
+                plan, range(number * workers, (number + 1) * workers), source, encoder, progress, max_skipped
+            )
+        except KeyboardInterrupt:
+            print(f"stopped; {plan.folder} is where the same command goes on", file=sys.stderr)
+            raise
+        return plan.join(command, max_skipped)
 
 
-def write_shard(job: ShardJob, tell: Callable[[tuple[int, int]], None]) -> tuple[Shard, list[Skipped]]:
-    """Writes the shard of one worker; tells how many pictures were done and how many of them skipped."""
-    skipped: list[Skipped] = []
-    results = encode_pictures(job.pictures, job.codec, job.geometry)
-    with indexed_writer(job.prefix) as writer:
-        while batch := list(islice(results, BATCH)):
-            streams = [result for result in batch if isinstance(result, bytes)]
-            skipped += [result for result in batch if isinstance(result, Skipped)]
-            ids, offsets = job.tokenizer.encode_batch(streams, add_special_tokens=True)
-            for start, stop in pairwise(offsets.tolist()):
-                writer.add(ids[start:stop])
-            tell((len(batch), len(batch) - len(streams)))
-    return writer.shard(), skipped
+def _write_shards(
+    plan: Plan,
+    shards: Iterable[int],
+    source: Source,
+    encoder: Encoder,
+    progress: bool,
+    max_skipped: SkipLimit | None,
+) -> None:
+    bounds = [i * source.size // plan.shards for i in range(plan.shards + 1)]
+    parts = list(pairwise(bounds))
+    size = sum(parts[i][1] - parts[i][0] for i in shards)
+    jobs = []
+    with Progress(str(plan.prefix), size, disable=not progress) as bar:
+        for i in shards:
+            finished = plan.files(i).finished()
+            if finished:
+                bar.resume(parts[i][1] - parts[i][0], finished.items, len(finished.skipped))
+            else:
+                jobs.append(ShardJob(plan.files(i), source.part(*parts[i]), encoder, plan.tokenizer))
+
+        def listen(step: Step) -> None:
+            (bar.resume if step.resumed else bar.advance)(step.positions, step.items, step.skipped)
+            if max_skipped:
+                max_skipped.check(bar.items, bar.skipped)
+
+        if len(jobs) == 1:
+            write_shard(jobs[0], listen)
+        else:
+            run_in_processes(write_shard, jobs, listen)
+
+
+def write_shard(job: ShardJob, tell: Callable[[Step], None]) -> None:
+    """Writes the shard of one worker, or goes on with it, and tells what is done."""
+    try:
+        with ShardJournal(job.files) as journal:
+            tell(Step(journal.position, journal.items, len(journal.skipped), resumed=True))
+            results = job.encoder.encode(islice(job.source, journal.items, None))
+            while batch := list(islice(results, BATCH)):
+                skipped = [result for _, result in batch if isinstance(result, Skipped)]
+                streams = [stream for _, result in batch if isinstance(result, list) for stream in result]
+                ids, offsets = job.tokenizer.encode_batch(streams, add_special_tokens=True)
+                documents = [ids[start:stop] for start, stop in pairwise(offsets.tolist())]
+                reached = batch[-1][0].position + 1
+                step = Step(reached - journal.position, len(batch), len(skipped))
+                journal.append(len(batch), reached, documents, skipped)
+                tell(step)
+            tell(Step(job.source.size - journal.position, 0, 0))
+            journal.finish()
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        remedy = "make room; the same command goes on where it was"
+        raise UserError(f"{job.files.target}", f"cannot be written: {error.strerror}", remedy) from error
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of everything that has a part in the bytes of a dataset."""
+    """Versions of what has a part in every dataset."""
     return {
         "megatron_codec": megatron_codec.__version__,
         "python": platform.python_version(),
-        "pillow": PIL.__version__,
-        "libjpeg_turbo": PIL.features.version_feature("libjpeg_turbo") or "not used",
         "numpy": np.__version__,
     }
-
-
-def _check_output(prefix: Path) -> None:
-    """Raises UserError, before any work, where the dataset cannot be written."""
-    if prefix.is_dir():
-        raise UserError(f"--output-prefix {prefix}", "is a folder", f"add a name, such as {prefix / 'train'}")
-    if Path(f"{prefix}.json").exists():
-        raise UserError(f"{prefix}.json", "exists already", "remove that dataset or choose another prefix")
-    try:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output-prefix {prefix}", f"its folder cannot be made: {error}") from error
-    if not os.access(prefix.parent, os.W_OK):
-        raise UserError(f"--output-prefix {prefix}", "its folder cannot be written to")

@@ -95,7 +95,7 @@ def test_report_holds_what_the_run_wrote(run):
 
 def test_broken_picture_is_named_in_the_manifest(run):
     manifests = [CodecDataset.open(run / "data" / name).manifest for name in ("train", "test")]
-    skipped = [entry for manifest in manifests for entry in manifest.skipped]
+    skipped = [entry for manifest in manifests for entry in manifest.skipped["first"]]
     assert [Path(entry["name"]).name for entry in skipped] == ["broken.jpg"]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_codec.data import CodecDataset, Manifest, write_dataset
 from megatron_codec.data.indexed import indexed_writer
-from megatron_codec.data.manifest import Fingerprint
+from megatron_codec.data.manifest import Fingerprint, with_checksum
 from megatron_codec.errors import UserError
 
 CODEC = {"name": "jpeg", "settings": {"image_size": 32, "quality": 25, "remove_head": False}}
@@ -87,6 +87,54 @@ def test_a_stock_megatron_core_reads_each_shard_and_writes_the_same_bytes(tmp_pa
         assert ours.read_bytes() == stock.read_bytes()
 
 
+BLEND = """
+import sys
+import numpy as np
+import torch
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+class Tokenizer:
+    unique_identifiers = {"class": "none"}
+    eod, vocab_size = 0, 65536
+
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+shards = sys.argv[1:]
+config = GPTDatasetConfig(
+    random_seed=1, sequence_length=64, blend=(shards, [3.0, 1.0]), split="1,0,0", tokenizer=Tokenizer(),
+    reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
+    path_to_cache="cache",
+)
+train, *_ = BlendedMegatronDatasetBuilder(GPTDataset, [200, 0, 0], lambda: True, config).build()
+found = [0, 0]
+for i in range(200):
+    sample = np.append(train[i]["tokens"].numpy(), train[i]["labels"].numpy()[-1])
+    of = int(sample[0]) // 10000
+    dataset = IndexedDataset(shards[of])
+    ends = {int(dataset[j][-1]) for j in range(len(dataset))}
+    starts = {int(dataset[j][0]) for j in range(len(dataset))}
+    for token, following in zip(sample, sample[1:]):
+        assert following in starts if int(token) in ends else following == token + 1
+    found[of] += 1
+print(found)
+"""
+
+
+def test_a_stock_megatron_core_blends_the_shards(tmp_path):
+    """Weights 3 to 1 over two shards of a dataset, through GPTDataset and its blending."""
+    rng = np.random.default_rng(0)
+    documents = []
+    for corpus in (0, 10000):  # the tokens count up, so that a sample shows where each of them comes from
+        ends = corpus + np.cumsum(rng.integers(2, 60, 40))
+        documents += np.split(np.arange(corpus, ends[-1], dtype=np.uint16), ends[:-1] - corpus)
+    shards = [shard.name for shard in write_shards(tmp_path / "p", documents, [40]).shards]
+    command = [sys.executable, "-W", "ignore", "-c", BLEND, *shards]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[150, 50]"
+
+
 def test_split_and_views(tmp_path):
     documents = random_documents(1000)
     write_shards(tmp_path / "p", documents, [333, 700])
@@ -152,7 +200,7 @@ def test_manifest_keeps_everything(tmp_path):
         random_documents(3),
         CODEC,
         TOKENIZER,
-        skipped=[{"name": "a.jpg", "reason": "cut short"}],
+        skipped={"count": 1, "reasons": {"cut short": 1}, "first": []},
         source={"inputs": ["photos"], "geometry": "crop"},
         versions={"pillow": "13.0.0"},
         command=["tools/preprocess_jpeg.py", "--input", "photos"],
@@ -194,12 +242,18 @@ def damage(path, position, value):
         (lambda folder: (folder / "p.idx").unlink(), "p.idx: is named in the manifest and missing"),
         (lambda folder: (folder / "p.bin").write_bytes(b"abc"), "p.bin: 3 bytes: must be .* bytes"),
         (lambda folder: (folder / "p.idx").write_bytes(b""), "p.idx: 0 bytes: must be .* bytes"),
-        (lambda folder: damage(folder / "p.idx", 3, 1), "p.idx: is not the index"),
-        (lambda folder: damage(folder / "p.idx", 17, 4), "p.idx: is not the index"),
-        (lambda folder: (folder / "p.json").write_text("{"), "p.json: is not the manifest"),
-        (lambda folder: (folder / "p.json").write_text("[1]"), "p.json: is not the manifest"),
-        (lambda folder: (folder / "p.json").write_bytes(b"\xff\xfe\x00"), "p.json: is not the manifest"),
-        (lambda folder: rewrite(folder, "version", 2), "must be megatron_codec dataset 1"),
+        (lambda folder: damage(folder / "p.idx", 3, 1), "p.idx: bytes 0 to 33 are not the header"),
+        (lambda folder: damage(folder / "p.idx", 17, 4), "p.idx: bytes 0 to 33 are not the header"),
+        (lambda folder: (folder / "p.json").write_text("{"), "p.json: is not the whole manifest"),
+        (lambda folder: (folder / "p.json").write_text("[1]"), "p.json: is not the whole manifest"),
+        (
+            lambda folder: (folder / "p.json").write_bytes(b"\xff\xfe\x00"),
+            "p.json: is not the whole manifest",
+        ),
+        (lambda folder: rewrite(folder, "version", 1), "must be megatron_codec dataset 2"),
+        (lambda folder: damage(folder / "p.json", -9, 1), "p.json: its checksum does not fit"),
+        (lambda folder: swap(folder, "\n", " "), "p.json: its checksum does not fit"),
+        (lambda folder: (folder / "p.json").write_text("{}"), "p.json: is not the whole manifest"),
         (lambda folder: rewrite(folder, "documents", 6), "do not fit its shards"),
         (lambda folder: rewrite(folder, "codec", {}), "do not fit its shards"),
         (lambda folder: rewrite(folder, "shards", [{"name": "p"}]), "is damaged"),
@@ -216,8 +270,15 @@ def test_altered_files_are_refused(tmp_path, spoil, message):
 
 
 def rewrite(folder, key, value):
+    """As a program would that computes the checksum but not what the manifest says."""
     content = json.loads((folder / "p.json").read_text())
-    (folder / "p.json").write_text(json.dumps(content | {key: value}))
+    del content["checksum"]
+    (folder / "p.json").write_bytes(with_checksum(content | {key: value}))
+
+
+def swap(folder, old, new):
+    text = (folder / "p.json").read_text()
+    (folder / "p.json").write_text(text.replace(old, new, 1))
 
 
 def test_shards_move_together(tmp_path):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.held_out import bits_per_byte, payload_bytes, token_counts, unigram_nats
 from megatron_codec.evaluation.run_report import write_report
-from megatron_codec.inference.contact_sheet import contact_sheet
 from megatron_codec.tokenizer import Tokenizer
 
 

@@ -1,12 +1,13 @@
 """Pictures of every kind made canonical, compared with Pillow's own helpers and with plain arithmetic."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from megatron_codec.codecs.images import canonical, to_rgb
+from megatron_codec.codecs.images import Geometry, canonical, to_rgb
 from megatron_codec.errors import UserError
 from tests.data_sources import photo_crops, real_photos
 
@@ -129,7 +130,7 @@ def test_first_frame_of_an_animation():
 def test_pad_centres_on_black_and_never_enlarges(photo, shape):
     height, width = shape
     source = photo.resize((width, height))
-    result = canonical(source, SIZE, "pad")
+    result = canonical(source, SIZE, Geometry("pad"))
     scale = min(1, SIZE / max(shape))
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     left, top = (SIZE - inner[0]) // 2, (SIZE - inner[1]) // 2
@@ -166,6 +167,53 @@ def test_what_is_no_picture_is_refused(picture):
         canonical(picture, SIZE)
 
 
-def test_unknown_geometry_is_refused(photo):
-    with pytest.raises(UserError, match="crop, pad"):
-        canonical(photo, SIZE, "stretch")
+@pytest.mark.parametrize("resample", ["bicubic", "lanczos", "box"])
+@pytest.mark.parametrize("method", ["crop", "pad"])
+def test_filters_are_those_of_pillow(method, resample):
+    photo = Image.open(real_photos()[1]).convert("RGB")
+    fit = ImageOps.fit if method == "crop" else ImageOps.pad
+    expected = fit(photo, (SIZE, SIZE), Image.Resampling[resample.upper()])
+    np.testing.assert_array_equal(array(canonical(photo, SIZE, Geometry(method, resample))), array(expected))
+
+
+def test_random_crops_are_squares_of_the_picture_decided_by_seed_and_name():
+    """A picture whose colour is its place shows which square was cut."""
+    width, height = 400, 300
+    red, green = np.meshgrid(np.arange(width) / 2, np.arange(height) / 2)
+    picture = np.stack([red, green, red * 0], axis=2).round().astype(np.uint8)
+    lefts, tops, sides = [], [], []
+    for i in range(300):
+        geometry = Geometry("random-crop", "box", seed=7, min_crop=0.5)
+        crop = array(canonical(picture, SIZE, geometry, f"{i}.jpg"))
+        assert (crop == array(canonical(picture, SIZE, geometry, f"{i}.jpg"))).all()
+        (left, top), (right, bottom) = crop[0, 0, :2] * 2, crop[-1, -1, :2] * 2
+        step = (right - left) / (SIZE - 1)
+        sides.append((right - left) + step)
+        assert abs(sides[-1] - (bottom - top) - step) < 8
+        assert left > -3 and top > -3 and right < width + 3 and bottom < height + 3
+        lefts.append(left / (width - sides[-1]))
+        tops.append(top / (height - sides[-1]))
+    assert 145 < min(sides) < 160 and 290 < max(sides) < 305
+    assert abs(np.mean(sides) - 225) < 10  # four standard deviations of the mean
+    for places in (lefts[:200], tops[:200]):
+        assert abs(np.median(places) - 0.5) < 0.15 and min(places) < 0.1
+    whole = {
+        bytes(canonical(picture, SIZE, Geometry("random-crop", seed=s), "a").tobytes()) for s in range(9)
+    }
+    assert len(whole) > 5  # the whole height, at different places
+    other = Geometry("random-crop", seed=1)
+    assert canonical(picture, SIZE, other, "a") != canonical(picture, SIZE, other, "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stretch",), "geometry 'stretch': must be one of crop, random-crop, pad"),
+        (("crop", "nearest"), "resample 'nearest': must be one of bicubic, lanczos, box"),
+        (("random-crop", "box", 0, 1.5), "min crop 1.5: must be above 0 and at most 1"),
+        (("pad", "box", 0, 0.5), "min crop 0.5: has no meaning for the geometry 'pad'"),
+    ],
+)
+def test_geometries_that_make_no_sense(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Geometry(*arguments)

@@ -18,11 +18,10 @@ from PIL import Image, ImageOps
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError
-from megatron_codec.preprocessing import build_dataset, iterate_streams, open_pictures
-from megatron_codec.preprocessing.sources import held_out
+from megatron_codec.preprocessing import PictureEncoder, PillowDecoder, build_dataset
 from megatron_codec.preprocessing.workers import run_in_processes
 from megatron_codec.tokenizer import Tokenizer
-from tests.data_sources import grey_faces, photo_crops, real_photos
+from tests.data_sources import photo_crops, real_photos
 
 ROOT = Path(__file__).parents[2]
 TOOL = [sys.executable, str(ROOT / "tools" / "preprocess_jpeg.py")]
@@ -77,7 +76,7 @@ def test_documents_are_the_pictures_that_pillow_writes(tmp_path, size, geometry)
         (folder / path.name).write_bytes(path.read_bytes())
     done = tool(
         *("--input", folder, "--tokenizer", "tokenizer.json", "--output-prefix", "out/photos"),
-        *("--image-size", size, "--geometry", geometry),
+        *("--image-size", size, "--geometry", geometry, "--no-scaled-decode"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -107,14 +106,14 @@ def test_any_number_of_workers_gives_the_same_documents(tmp_path, photos, tokeni
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-        assert "27 documents" in done.stdout and "skipped 1 pictures: see p" in done.stdout
+        assert "27 documents" in done.stdout and "skipped 1 pictures (not a picture: 1): see p" in done.stdout
         manifest = CodecDataset.open(tmp_path / f"p{workers}").manifest
         names = [shard.name for shard in manifest.shards]
         expected = [f"p{workers}-{i:05d}-of-{workers:05d}" for i in range(workers)]
         assert names == (["p1"] if workers == 1 else expected)
         hashes.add(manifest.hash)
         contents.add(b"".join((tmp_path / f"{name}.bin").read_bytes() for name in names))
-        skipped.add(json.dumps(manifest.skipped))
+        skipped.add(json.dumps([manifest.skipped, manifest.statistics]))
     assert len(hashes) == len(contents) == len(skipped) == 1
 
 
@@ -127,6 +126,12 @@ def test_manifest_says_how_it_was_made(tmp_path, photos, tokenizer):
     assert manifest.tokenizer == Tokenizer.load(tokenizer).to_dict()
     assert manifest.command[1:] == [*map(str, arguments), "--limit", "5"]
     assert manifest.source["inputs"] == [str(photos)] and manifest.source["limit"] == 5
+    assert manifest.source["geometry"]["method"] == "crop" and manifest.statistics["items"] == 5
+    lengths = [len(document) for document in documents(tmp_path / "p")]
+    tokens = manifest.statistics["tokens_per_document"]
+    assert tokens["mean"] == round(np.mean(lengths), 3) and tokens["p50"] == sorted(lengths)[2]
+    assert (tokens["min"], tokens["max"]) == (min(lengths), max(lengths))
+    assert manifest.statistics["duplicates"] == {"count": 0, "first": []}
     assert manifest.versions["pillow"] == Image.__version__
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.bin", "p.idx", "p.json"]
 
@@ -144,14 +149,24 @@ def test_broken_pictures_are_named_and_skipped(tmp_path, photos, tokenizer, work
     (folder / "f good.jpg").write_bytes(good)
     Image.new("F", (9, 9)).save(folder / "g float.tif")
     manifest = build_dataset(
-        tmp_path / "p", [folder], CODEC, Tokenizer.load(tokenizer), workers=workers, progress=False
+        tmp_path / "p",
+        [folder],
+        PictureEncoder(CODEC, decoder=PillowDecoder(scaled_decode=False)),
+        Tokenizer.load(tokenizer),
+        workers=workers,
+        progress=False,
     )
     assert manifest.documents == 2
     assert streams(tmp_path / "p") == [CODEC.encode(Image.open(io.BytesIO(good)))] * 2
-    reasons = {Path(entry["name"]).name: entry["reason"] for entry in manifest.skipped}
+    skipped = manifest.skipped
+    assert skipped["count"] == 5 and skipped["reasons"] == {
+        "empty file": 1, "missing": 1, "not a picture": 1, "truncated or damaged": 1, "unfit": 1,
+    }  # fmt: skip
+    assert manifest.statistics["duplicates"] == {"count": 1, "first": [[1, 0]]}
+    reasons = {Path(entry["name"]).name: entry["reason"] for entry in skipped["first"]}
     assert list(reasons) == ["b cut short.jpg", "c empty.png", "d text.jpg", "e no file.jpg", "g float.tif"]
     assert "truncated" in reasons["b cut short.jpg"]
-    assert "cannot identify" in reasons["c empty.png"] and "cannot identify" in reasons["d text.jpg"]
+    assert "no bytes" in reasons["c empty.png"] and "cannot identify" in reasons["d text.jpg"]
     assert "No such file" in reasons["e no file.jpg"] and "floating-point" in reasons["g float.tif"]
 
 
@@ -160,7 +175,10 @@ def test_broken_pictures_are_named_and_skipped(tmp_path, photos, tokenizer, work
     [
         (["--input", "empty"], "empty: holds no pictures (1 other files); check the path"),
         (["--input", "nowhere"], "nowhere: there is no such file or folder"),
-        (["--input", "broken.jpg"], "1 pictures: none of them can be read, first broken.jpg (Unidentified"),
+        (
+            ["--input", "broken.jpg"],
+            "1 pictures: none of them can be read, first broken.jpg (Pillow cannot identify",
+        ),
         (["--input", "broken.jpg", "broken.jpg", "--workers", "2"], "2 pictures: none of them can be read"),
         (["--input", "empty/list.txt"], "list.txt: must name one picture a line"),
         (["--input", "short-ubyte"], "short-ubyte: 6 bytes of pixels: must hold 2 x 2 x 2 bytes"),
@@ -177,6 +195,17 @@ def test_broken_pictures_are_named_and_skipped(tmp_path, photos, tokenizer, work
         (["--input", "PHOTOS", "--subset", "test", "--hold-out", "1e-9"], "none of the pictures falls into"),
         (["--input", "PHOTOS", "--limit", "0"], "--limit 0: must be at least 1"),
         (["--input", "PHOTOS", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["--input", "PHOTOS", "--shard", "2/2"], "--shard 2/2: must be I/N with I from 0 to N - 1"),
+        (["--input", "PHOTOS", "--shard", "two"], "--shard two: must be I/N"),
+        (["--input", "PHOTOS", "--max-skipped", "few"], "--max-skipped few: must be a number"),
+        (["--input", "PHOTOS", "--max-skipped", "101%"], "--max-skipped 101%: must be a number"),
+        (["--input", "PHOTOS", "--min-crop", "0"], "min crop 0.0: must be above 0"),
+        (["--input", "PHOTOS", "--min-crop", "0.5"], "has no meaning for the geometry 'crop'"),
+        (["--input", "PHOTOS", "--max-pixels", "0"], "--max-pixels 0: must be at least 1"),
+        (["--input", "float.npy"], "float.npy: holds no pictures: an array of uint8"),
+        (["--input", "short.npy"], "bytes of pixels in short.npy: must hold 2 x 8 x 8"),
+        (["--input", "short.npz"], "short.npz: cannot be read"),
+        (["--input", "empty.tar"], "--input: 1 pictures: none of them can be read, first empty.tar"),
         (["--input", "PHOTOS", "--output-prefix", "empty"], "is a folder; add a name, such as empty/train"),
         (["--input", "PHOTOS", "--output-prefix", "there"], "there.json: exists already; remove that"),
         (["--input", "PHOTOS", "--output-prefix", "broken.jpg/p"], "its folder cannot be made"),
@@ -192,6 +221,12 @@ def test_bad_input_is_refused(tmp_path, photos, tokenizer, arguments, message, m
     (tmp_path / "none-ubyte").write_bytes(bytes([0, 0, 8, 3] + [0] * 12))
     (tmp_path / "short.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 3] + [0, 0, 0, 1] * 3 + [7]))[:-4])
     (tmp_path / "there.json").write_text("{}")
+    np.save(tmp_path / "float.npy", np.zeros((2, 8, 8)))
+    np.save(tmp_path / "short.npy", np.zeros((2, 8, 8), np.uint8))
+    os.truncate(tmp_path / "short.npy", 200)
+    np.savez(tmp_path / "short.npz", np.zeros((2, 8, 8), np.uint8))
+    os.truncate(tmp_path / "short.npz", 200)
+    (tmp_path / "empty.tar").touch()
     before = sorted(tmp_path.rglob("*"))
     given = [str(photos) if argument == "PHOTOS" else argument for argument in arguments]
     for name, value in (("--tokenizer", tokenizer), ("--output-prefix", "p"), ("--image-size", 64)):
@@ -203,42 +238,6 @@ def test_bad_input_is_refused(tmp_path, photos, tokenizer, arguments, message, m
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_interrupting_leaves_nothing(tmp_path, photos, tokenizer, workers):
-    some = next(photos.rglob("*.png"))
-    (tmp_path / "list.txt").write_text(f"{some}\n" * 100_000)
-    process = subprocess.Popen(
-        [*TOOL, "--input", "list.txt", "--tokenizer", tokenizer, "--output-prefix", "out/p"]
-        + ["--image-size", "64", "--workers", str(workers)],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for(lambda: len(list((tmp_path / "out").glob(".*.bin.*.tmp"))) == workers)
-    time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
-    assert list((tmp_path / "out").iterdir()) == []
-    wait_for(lambda: not group_exists(process.pid))
-
-
-def group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def fail_in_one(job, tell):
@@ -262,102 +261,6 @@ def test_workers_report_and_end_together():
     with pytest.raises(UserError, match="value: rule; remedy"):
         run_in_processes(fail_in_one, ["refuses", "waits"], told.append)
     assert time.monotonic() - started < 60
-
-
-def test_idx_arrays(tmp_path, tokenizer):
-    faces = grey_faces()
-    codec = JpegCodec(32, remove_head=True)
-    header = bytes([0, 0, 8, 3]) + np.array(faces.shape, ">u4").tobytes()
-    (tmp_path / "faces-idx3-ubyte").write_bytes(header + faces.tobytes())
-    (tmp_path / "faces-idx3-ubyte.gz").write_bytes(gzip.compress(header + faces.tobytes()))
-    padded = np.pad(faces, ((0, 0), (3, 4), (3, 4)))
-    expected = [codec.encode(face) for face in padded]
-    for name in ("faces-idx3-ubyte", "faces-idx3-ubyte.gz"):
-        assert list(iterate_streams([tmp_path / name], codec, geometry="pad", progress=False)) == expected
-    colour = np.stack([np.asarray(crop) for crop in photo_crops(5, 32)])
-    header = bytes([0, 0, 8, 4]) + np.array(colour.shape, ">u4").tobytes()
-    (tmp_path / "colour").write_bytes(header + colour.tobytes())
-    found = list(iterate_streams([tmp_path / "colour"], codec, progress=False))
-    assert found == [codec.encode(picture) for picture in colour]
-    trained = Tokenizer.train(expected, codec=codec.to_dict())
-    arrays = [tmp_path / "faces-idx3-ubyte.gz", tmp_path / "colour"]
-    for workers in (1, 2):
-        build_dataset(tmp_path / f"p{workers}", arrays, codec, trained, geometry="pad", workers=workers)
-        assert streams(tmp_path / f"p{workers}") == expected + found
-    pictures = open_pictures([tmp_path / "faces-idx3-ubyte.gz"], limit=10)
-    assert [pictures.name(i) for i in range(10)] == [f"faces-idx3-ubyte[{10 * i}]" for i in range(10)]
-
-
-def test_folders_files_and_lists(tmp_path, photos):
-    paths = [path for path in sorted(photos.rglob("*.*")) if path.suffix != ".csv" and path.name[0] != "."]
-    expected = [CODEC.encode(Image.open(path)) for path in paths]
-    assert len(expected) == 20
-    assert list(iterate_streams([photos], CODEC, progress=False)) == expected
-    assert list(iterate_streams(paths[3:6], CODEC, progress=False)) == expected[3:6]
-    (photos / "list.txt").write_text(
-        "\n".join(str(path.relative_to(photos)) for path in paths[::-1]) + "\n\n"
-    )
-    assert list(iterate_streams([photos / "list.txt"], CODEC, progress=False)) == expected[::-1]
-    mixed = [paths[7], photos / "class 2", photos / "list.txt"]
-    found = list(iterate_streams(mixed, CODEC, progress=False))
-    assert found == [expected[7], *expected[14:], *expected[::-1]]
-
-
-def test_names_in_any_encoding(tmp_path, photos):
-    source = next(photos.rglob("*.png"))
-    for name in (b"gr\xc3\xbcn.png", b"gr\xfcn.png"):
-        (tmp_path / os.fsdecode(name)).write_bytes(source.read_bytes())
-    (tmp_path / "list.txt").write_bytes(b"gr\xc3\xbcn.png\ngr\xfcn.png\nnone\xfc.png")
-    codec = JpegCodec(32)
-    trained = Tokenizer.train(iterate_streams([tmp_path], codec), codec=codec.to_dict())
-    manifest = build_dataset(tmp_path / "p", [tmp_path / "list.txt"], codec, trained)
-    assert manifest.documents == 2
-    (skipped,) = CodecDataset.open(tmp_path / "p").manifest.skipped
-    assert os.fsencode(skipped["name"]).endswith(b"none\xfc.png")
-    assert isinstance(held_out(skipped["name"], 0.5), bool)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_folder_is_not_passed_over(tmp_path):
-    (tmp_path / "locked").mkdir(mode=0)
-    with pytest.raises(UserError, match="locked: cannot be searched"):
-        open_pictures([tmp_path])
-
-
-def test_limit_spreads_over_all_inputs(photos):
-    pictures = open_pictures([photos, photos / "class 1"], limit=9)
-    whole = open_pictures([photos, photos / "class 1"])
-    assert len(whole) == 27
-    assert [pictures.label(i) for i in range(9)] == [whole.label(3 * i) for i in range(9)]
-    assert len(open_pictures([photos], limit=1000)) == 20
-
-
-def test_held_out_pictures_are_the_same_everywhere(tmp_path, photos):
-    def names(subset, folder=photos):
-        pictures = open_pictures([folder], subset, 0.3)
-        return {pictures.name(i) for i in range(len(pictures))}
-
-    everything = names("all")
-    assert names("train") | names("test") == everything and not names("train") & names("test")
-    moved = tmp_path / "elsewhere"
-    moved.mkdir()
-    for name in everything:
-        (moved / name).parent.mkdir(exist_ok=True)
-        (moved / name).write_bytes((photos / name).read_bytes())
-    assert names("test", moved) == names("test")
-    share = sum(held_out(f"train-images-idx3-ubyte[{i}]", 0.1) for i in range(20000)) / 20000
-    assert abs(share - 0.1) < 0.0085  # four standard deviations
-    # Datasets that exist rely on these.
-    assert [held_out(f"{i}.jpg", 0.5) for i in range(8)] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
 
 
 def test_preprocessing_needs_no_torch():
