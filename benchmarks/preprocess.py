@@ -114,7 +114,7 @@ def cases(arguments: Arguments, folder: Path) -> list[Case]:
     if arguments.input:
         inputs = {"photographs": arguments.input}
     else:
-        sizes = ((640, 480), (1280, 960))
+        sizes = ((640, 480), (1024, 1024), (1280, 960))
         inputs = {f"{w}x{h}": [_make(folder, w, h, arguments.count)] for w, h in sizes}
     found = [
         Case(f"{name}, {kind}", paths, each)

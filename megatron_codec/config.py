@@ -148,29 +148,45 @@ class ParallelConfig:
 class DataConfig:
     """What is trained on."""
 
-    data_path: str | None = None
-    """Dataset prefix P (P.bin, P.idx, P.json); --split cuts it into train, validation and test."""
+    data_path: tuple[str, ...] = ()
+    """Dataset prefixes P (P.bin, P.idx, P.json), or a weight before each: 0.7 A 0.3 B. --split cuts each."""
     split: str = "969,30,1"
     """Shares of --data-path for training, validation and test, by documents in order."""
-    train_data_path: str | None = None
-    """Dataset prefix for training alone, instead of --data-path."""
-    valid_data_path: str | None = None
-    """Dataset prefix for validation alone, beside --train-data-path."""
+    train_data_path: tuple[str, ...] = ()
+    """Dataset prefixes, or weights and prefixes, for training alone, instead of --data-path."""
+    valid_data_path: tuple[str, ...] = ()
+    """Dataset prefixes for validation alone, beside --train-data-path."""
+    test_data_path: tuple[str, ...] = ()
+    """Dataset prefixes for a last evaluation alone, beside --train-data-path."""
+    mock_data: bool = False
+    """Random tokens instead of a dataset, to try speed and layouts."""
+    num_workers: int = 1
+    """Threads in each process that read ahead; 0 reads when a micro-batch is due."""
 
     def faults(self) -> Iterator[UserError]:
         """Datasets that are missing or contradict each other, and shares that are none."""
-        if (self.data_path is None) == (self.train_data_path is None):
+        given = {
+            "--data-path": " ".join(self.data_path),
+            "--train-data-path": " ".join(self.train_data_path),
+            "--mock-data": "given" if self.mock_data else "",
+        }
+        if sum(map(bool, given.values())) != 1:
             yield UserError(
-                f"--data-path {self.data_path}, --train-data-path {self.train_data_path}",
-                "exactly one of the two has to be given",
+                ", ".join(f"{flag} {value or 'not given'}" for flag, value in given.items()),
+                "exactly one of them has to be given",
                 "make a dataset with tools/preprocess_jpeg.py and give its --output-prefix",
             )
-        if self.valid_data_path is not None and self.train_data_path is None:
-            yield UserError(
-                f"--valid-data-path {self.valid_data_path}",
-                "goes with --train-data-path; --data-path is cut by --split",
-                "give --train-data-path instead of --data-path",
-            )
+        for flag, values in (
+            ("--valid-data-path", self.valid_data_path),
+            ("--test-data-path", self.test_data_path),
+        ):
+            if values and not self.train_data_path:
+                yield UserError(
+                    f"{flag} {' '.join(values)}",
+                    "goes with --train-data-path; --data-path is cut by --split",
+                    "give --train-data-path instead of --data-path",
+                )
+        yield from _out_of_range(self, 0, "num_workers")
         try:
             shares = [float(share) for share in self.split.split(",")]
             good = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0 and sum(shares) < math.inf
@@ -194,12 +210,20 @@ class TrainingConfig:
     """Sequences in one step, over all processes; what is above micro-batch-size x DP is accumulated."""
     train_iters: int = 1000
     """Steps to train for, counted from the very start."""
+    train_samples: int | None = None
+    """Sequences to train for, instead of --train-iters."""
+    train_epochs: float | None = None
+    """Passes over the training data to train for, instead of --train-iters."""
     lr: float = 3e-4
     """Highest learning rate."""
     min_lr: float = 3e-5
     """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay."""
+    lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = "cosine"
+    """Shape of the decay; WSD (warm-up, stable, decay) is constant but for its end."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "exponential"
+    """Shape of the decay at the end of WSD."""
+    lr_wsd_decay_iters: int | None = None
+    """Steps of the decay at the end of WSD."""
     lr_decay_iters: int | None = None
     """Steps until --min-lr is reached; --train-iters by default."""
     lr_warmup_iters: int = 0
@@ -229,6 +253,8 @@ class TrainingConfig:
         """What is out of range, and a batch that does not divide among `dp` data-parallel processes."""
         wrong = [
             *_out_of_range(self, 1, "micro_batch_size", "global_batch_size", "train_iters", "lr_decay_iters"),
+            *_out_of_range(self, 1, "train_samples", "lr_wsd_decay_iters"),
+            *_out_of_range(self, 0, "train_epochs"),
             *_out_of_range(self, 0, "lr", "min_lr", "lr_warmup_iters"),
             *_out_of_range(self, 0, "weight_decay", "adam_eps", "clip_grad"),
             *_out_of_range(self, 0, "adam_beta1", "adam_beta2", below=1),
@@ -248,7 +274,19 @@ class TrainingConfig:
             yield UserError(
                 f"--min-lr {self.min_lr}", f"must not be above --lr {self.lr}", f"use {self.lr / 10:g}"
             )
+        if self.train_samples is not None and self.train_epochs is not None:
+            yield UserError(
+                f"--train-samples {self.train_samples} --train-epochs {self.train_epochs}",
+                "only one of them can say when training ends",
+                "leave one out",
+            )
         decay = self.lr_decay_iters or self.train_iters
+        if self.lr_decay_style == "WSD" and not 1 <= (self.lr_wsd_decay_iters or 0) <= decay:
+            yield UserError(
+                f"--lr-wsd-decay-iters {self.lr_wsd_decay_iters}",
+                f"must lie between 1 and the {decay} steps of the schedule for --lr-decay-style WSD",
+                f"use {max(1, decay // 10)}",
+            )
         if self.lr_warmup_iters >= decay:
             yield UserError(
                 f"--lr-warmup-iters {self.lr_warmup_iters}",

@@ -7,6 +7,7 @@ attention be masked between documents.
 """
 
 import hashlib
+import threading
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class PackedSamples:
             raise UserError(f"sequence length {seq_length}", "must be at least 1")
         self.dataset, self.seq_length, self.seed = dataset, seq_length, seed
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._lock = threading.Lock()  # of the threads that read ahead
 
     @property
     def samples_per_epoch(self) -> float:
@@ -55,6 +57,10 @@ class PackedSamples:
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The documents of an epoch in their order, and where in its tokens each of them ends."""
+        with self._lock:
+            return self._epoch_locked(epoch)
+
+    def _epoch_locked(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if epoch not in self._epochs:
             order = epoch_order(self.dataset.num_documents, self.seed, self.dataset.manifest.hash, epoch)
             ends = np.cumsum(self.dataset.lengths[order], dtype=np.int64)

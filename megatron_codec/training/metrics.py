@@ -59,6 +59,7 @@ class Metrics:
         training = self.config.training
         seconds = (time.perf_counter() - self.since) / len(self.steps)
         loss = sum(step.loss for step in self.steps) / len(self.steps)
+        waited = sum(step.data_wait for step in self.steps) / len(self.steps)
         grad_norm = self.steps[-1].grad_norm
         tokens = training.global_batch_size * self.config.model.seq_length / seconds / self.layout.world_size
         device = "GPU" if self.layout.device.type == "cuda" else "CPU"
@@ -70,7 +71,7 @@ class Metrics:
             f"learning rate: {learning_rate:.6E} | global batch size: {training.global_batch_size:5d} | "
             f"lm loss: {loss:.6E} | grad norm: {grad_norm:.3f} | "
             f"number of skipped iterations: {self.skipped:3d} | "
-            f"tokens/s/{device}: {tokens:.0f} | time left: {left}"
+            f"tokens/s/{device}: {tokens:.0f} | data wait (ms): {waited * 1000:.2f} | time left: {left}"
         )
         self._write(
             iteration,
@@ -80,18 +81,19 @@ class Metrics:
                 "grad_norm": grad_norm,
                 "seconds_per_iteration": seconds,
                 "tokens_per_second_per_device": tokens,
+                "data_wait_seconds": waited,
             },
         )
         self.steps, self.skipped = [], 0
         self.restart_clock()
 
-    def evaluation(self, iteration: int, loss: float) -> None:
-        """Takes in the mean nats a token on held-out documents."""
+    def evaluation(self, iteration: int, loss: float, name: str = "validation") -> None:
+        """Takes in the mean nats a token on held-out documents; `name` is what they are held out for."""
         self.say(
-            f"validation loss at iteration {iteration} | lm loss value: {loss:.6E} | "
+            f"{name} loss at iteration {iteration} | lm loss value: {loss:.6E} | "
             f"lm loss PPL: {math.exp(min(loss, 20)):.6E}"
         )
-        self._write(iteration, {"validation_loss": loss})
+        self._write(iteration, {f"{name}_loss": loss})
 
     def restart_clock(self) -> None:
         """Leaves out of the time per step what was not a step: an evaluation, a checkpoint."""

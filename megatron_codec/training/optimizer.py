@@ -62,6 +62,8 @@ def build_schedule(optimizer: MegatronOptimizer, training: TrainingConfig) -> Op
         lr_warmup_steps=training.lr_warmup_iters * batch,
         lr_decay_steps=(training.lr_decay_iters or training.train_iters) * batch,
         lr_decay_style=training.lr_decay_style,
+        wsd_decay_steps=(training.lr_wsd_decay_iters or 0) * batch,
+        lr_wsd_decay_style=training.lr_wsd_decay_style,
         start_wd=training.weight_decay,
         end_wd=training.weight_decay,
         wd_incr_steps=training.train_iters * batch,

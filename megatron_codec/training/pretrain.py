@@ -12,13 +12,14 @@ import torch
 
 from megatron_codec import parallel
 from megatron_codec.config import PretrainConfig
-from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.model import build_model, initialize_weights, transformer_config
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training import checkpoint
+from megatron_codec.training.batches import Loader
 from megatron_codec.training.checkpoint import Description
+from megatron_codec.training.corpora import Corpora, HeldOut, open_corpora
 from megatron_codec.training.metrics import Metrics
 from megatron_codec.training.optimizer import build_optimizer, build_schedule, data_parallel
 from megatron_codec.training.step import connect, evaluate, train_step
@@ -35,8 +36,8 @@ def pretrain(config: PretrainConfig) -> float | None:
     Raises:
         UserError: faults of the configuration, the data or the checkpoint.
     """
-    train_data, valid_data, start = _inputs(config)
-    tokenizer = Tokenizer.from_dict(train_data.manifest.tokenizer)
+    config, corpora, start = _inputs(config)
+    tokenizer = Tokenizer.from_dict(corpora.tokenizer)
     if start is not None and not config.checkpoint.finetune:
         done = Description.read(start).iteration
         if done >= config.training.train_iters:
@@ -65,8 +66,9 @@ def pretrain(config: PretrainConfig) -> float | None:
         checkpoint.load(start, module, optimizer, schedule)
         iteration = Description.read(start).iteration
 
-    train = PackedSamples(train_data, config.model.seq_length, config.training.seed)
-    valid = DocumentRows(valid_data, config.model.seq_length) if valid_data else None
+    train = Loader(
+        corpora.train, config.training, layout, config.data.num_workers, config.training.train_iters - 1
+    )
     metrics = Metrics(config, layout, iteration)
     if iteration:
         metrics.say(f"going on from {start} at iteration {iteration}")
@@ -78,9 +80,9 @@ def pretrain(config: PretrainConfig) -> float | None:
             Path(config.checkpoint.save or ""),
             Description(
                 model=config.model,
-                tokenizer=train_data.manifest.tokenizer,
-                codec=train_data.manifest.codec,
-                dataset_hash=train_data.manifest.hash,
+                tokenizer=corpora.tokenizer,
+                codec=corpora.codec,
+                dataset_hash=corpora.hash,
                 iteration=iteration,
                 consumed_samples=iteration * config.training.global_batch_size,
                 bf16=config.training.bf16,
@@ -92,12 +94,13 @@ def pretrain(config: PretrainConfig) -> float | None:
         )
         metrics.say(f"saved {folder}")
 
-    def held_out() -> float | None:
-        if valid is None or not config.logging.eval_iters:
+    def held_out(data: HeldOut | None, name: str = "validation") -> float | None:
+        if data is None or not config.logging.eval_iters:
             return None
-        batches = min(config.logging.eval_iters, -(-valid.num_rows // config.training.global_batch_size))
-        loss = evaluate(model, valid, batches, config.training, layout)
-        metrics.evaluation(iteration, loss)
+        batches = min(config.logging.eval_iters, -(-data.num_rows // config.training.global_batch_size))
+        loader = Loader(data.rows, config.training, layout)
+        loss = evaluate(model, loader, batches, config.training, layout)
+        metrics.evaluation(iteration, loss, name)
         return loss
 
     model.train()
@@ -107,7 +110,7 @@ def pretrain(config: PretrainConfig) -> float | None:
         iteration += 1
         metrics.step(iteration, learning_rate, result)
         if iteration % config.logging.eval_interval == 0 and iteration < config.training.train_iters:
-            validation_loss = held_out()
+            validation_loss = held_out(corpora.valid)
             metrics.restart_clock()
         if config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0:
             save()
@@ -117,58 +120,38 @@ def pretrain(config: PretrainConfig) -> float | None:
     if config.checkpoint.save and saved < iteration:
         save()
     if iteration == config.training.train_iters:
-        validation_loss = held_out()
+        validation_loss = held_out(corpora.valid)
+        held_out(corpora.test, "test")
     else:
         metrics.say(f"stopped on request at iteration {iteration}; the same command with --load goes on")
+    train.close()
     metrics.close()
     stop.close()
     return validation_loss
 
 
-def _inputs(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None, Path | None]:
-    """Both datasets and the checkpoint to go on from.
+def _inputs(config: PretrainConfig) -> tuple[PretrainConfig, Corpora, Path | None]:
+    """The configuration with its number of steps, the data, and the checkpoint to go on from.
 
     Looked at before processes meet, so that whatever is wrong with a command line is one message and
     nobody waits.
     """
-    faults = list(config.faults(parallel.world_size_from_environment()))
-    data: tuple[CodecDataset | None, CodecDataset | None] = None, None
-    start = None
+    world_size = parallel.world_size_from_environment()
+    faults = list(config.faults(world_size))
+    corpora = start = None
     if not list(config.data.faults()):
         with collecting(faults):
-            data = open_data(config)
+            corpora = open_corpora(config)
     with collecting(faults):
-        start = _starting_point(config, data[0])
+        start = _starting_point(config, corpora)
     raise_all(faults)
-    train_data, valid_data = data
-    assert train_data is not None
-    return train_data, valid_data, start
+    assert corpora is not None
+    config = corpora.with_steps(config)
+    config.check(world_size)  # what is said of --train-iters holds for --train-epochs too
+    return config, corpora, start
 
 
-def open_data(config: PretrainConfig) -> tuple[CodecDataset, CodecDataset | None]:
-    """The training and the held-out documents.
-
-    Raises:
-        UserError: a dataset is missing or damaged, or the two were made with different tokenizers or codecs.
-    """
-    if config.data.data_path is not None:
-        shares = [float(share) for share in config.data.split.split(",")]
-        train, valid, _ = CodecDataset.open(config.data.data_path).split(shares)
-        return train, valid if valid.num_documents else None
-    train = CodecDataset.open(config.data.train_data_path or "")
-    if config.data.valid_data_path is None:
-        return train, None
-    valid = CodecDataset.open(config.data.valid_data_path)
-    if train.manifest.tokenizer != valid.manifest.tokenizer or train.manifest.codec != valid.manifest.codec:
-        raise UserError(
-            f"--valid-data-path {config.data.valid_data_path}",
-            f"was made with another tokenizer or codec than {config.data.train_data_path}",
-            "make both with the same --tokenizer and codec settings",
-        )
-    return train, valid
-
-
-def _starting_point(config: PretrainConfig, data: CodecDataset | None) -> Path | None:
+def _starting_point(config: PretrainConfig, corpora: Corpora | None) -> Path | None:
     """The checkpoint to go on from, checked against this run and its data, or None for a fresh start."""
     if config.checkpoint.load is None:
         if config.checkpoint.save is not None and checkpoint.exists(config.checkpoint.save):
@@ -194,7 +177,7 @@ def _starting_point(config: PretrainConfig, data: CodecDataset | None) -> Path |
             f"is a model of another shape: it has {'; '.join(differing)}",
             "give the same --preset and model flags as for the run that wrote it",
         )
-    if data is not None and description.tokenizer.get("hash") != data.manifest.tokenizer.get("hash"):
+    if corpora is not None and description.tokenizer.get("hash") != corpora.tokenizer.get("hash"):
         raise UserError(
             f"--load {config.checkpoint.load}",
             "was trained with another tokenizer than the dataset was made with",

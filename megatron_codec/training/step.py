@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_codec.config import TrainingConfig
 from megatron_codec.parallel import Layout
-from megatron_codec.training.batches import Samples, microbatches
+from megatron_codec.training.batches import Loader
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class StepResult:
         loss: mean nats a token over the global batch.
         grad_norm: global norm of the gradient before clipping.
         skipped: whether the update was left out because a gradient was not finite.
+        data_wait: seconds that this process waited for its micro-batches.
     """
 
     loss: float
     grad_norm: float
     skipped: bool
+    data_wait: float = 0.0
 
 
 def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module):
@@ -60,7 +62,7 @@ def train_step(
     model: DistributedDataParallel,
     optimizer: MegatronOptimizer,
     schedule: OptimizerParamScheduler,
-    samples: Samples,
+    loader: Loader,
     iteration: int,
     training: TrainingConfig,
     layout: Layout,
@@ -68,16 +70,22 @@ def train_step(
     """Forward and backward over all micro-batches, reduction, clipping, update."""
     model.zero_grad_buffer()
     optimizer.zero_grad()
-    reports = _run_schedule(model, samples, iteration, training, layout, forward_only=False)
+    waited = loader.waited
+    reports = _run_schedule(model, loader, iteration, training, layout, forward_only=False)
     updated, grad_norm, _ = optimizer.step()  # type: ignore[misc]  abstract in the base class
     schedule.step(increment=training.global_batch_size)
-    return StepResult(_mean_over_world(_total(reports, layout)), float(grad_norm or 0.0), not updated)
+    return StepResult(
+        loss=_mean_over_world(_total(reports, layout)),
+        grad_norm=float(grad_norm or 0.0),
+        skipped=not updated,
+        data_wait=loader.waited - waited,
+    )
 
 
 @torch.no_grad()
 def evaluate(
     model: DistributedDataParallel,
-    samples: Samples,
+    loader: Loader,
     iterations: int,
     training: TrainingConfig,
     layout: Layout,
@@ -86,34 +94,25 @@ def evaluate(
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=layout.device)
     for i in range(iterations):
-        total += _total(_run_schedule(model, samples, i, training, layout, forward_only=True), layout)
+        total += _total(_run_schedule(model, loader, i, training, layout, forward_only=True), layout)
     model.train()
     return _mean_over_world(total)
 
 
 def _run_schedule(
     model: DistributedDataParallel,
-    samples: Samples,
+    loader: Loader,
     iteration: int,
     training: TrainingConfig,
     layout: Layout,
     forward_only: bool,
 ) -> list[dict[str, Tensor]]:
-    batches = microbatches(
-        samples,
-        iteration,
-        training.global_batch_size,
-        training.micro_batch_size,
-        layout.dp_rank,
-        layout.dp,
-        layout.device,
-    )
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=batches,
+        data_iterator=loader.step(iteration),
         model=model,
         num_microbatches=training.num_microbatches(layout.dp),
-        seq_length=samples.seq_length,
+        seq_length=loader.samples.seq_length,
         micro_batch_size=training.micro_batch_size,
         forward_only=forward_only,
     )

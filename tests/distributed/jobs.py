@@ -17,7 +17,8 @@ from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
 from megatron_codec.model.llama import named_parameters
 from megatron_codec.parallel import shut_down
-from megatron_codec.training import checkpoint, pretrain, step
+from megatron_codec.training import checkpoint, pretrain
+from megatron_codec.training.batches import Loader
 
 
 def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
         rows: list[list[str]] = []
         weights: dict[str, str] = {}
         with (
-            mock.patch.object(step, "microbatches", _recording_rows(step.microbatches, rows)),
+            mock.patch.object(Loader, "step", _recording_rows(Loader.step, rows)),
             mock.patch.object(pretrain, "initialize_weights", _recording_weights(weights)),
         ):
             loss = pretrain.pretrain(parse_pretrain(command_line))

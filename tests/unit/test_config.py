@@ -36,7 +36,7 @@ def test_flags_replace_values_of_a_preset():
     config = parse_pretrain(["--lr", "5e-4", "--preset", "jpeglm-tiny", "--no-bf16", "--data-path", "p"])
     assert config.model == tiny.model
     assert config.training == dataclasses.replace(tiny.training, lr=5e-4, bf16=False)
-    assert config.data.data_path == "p"
+    assert config.data.data_path == ("p",)
     assert parse_pretrain([]) == PretrainConfig()
     with pytest.raises(UserError, match="--preset huge: is not known; use one of jpeglm-7b, "):
         parse_pretrain(["--preset", "huge"])
@@ -112,7 +112,10 @@ def test_the_remedy_of_a_batch_is_a_legal_batch():
         ("--sequence-parallel", "--sequence-parallel: needs --tensor-model-parallel-size above 1"),
         ("--no-use-distributed-optimizer", "--no-use-distributed-optimizer: is not supported"),
         ("--overlap-param-gather", "--overlap-param-gather: needs --overlap-grad-reduce"),
-        ("--train-data-path q", "--data-path p, --train-data-path q: exactly one of the two"),
+        (
+            "--train-data-path q",
+            "--data-path p, --train-data-path q, --mock-data not given: exactly one of them",
+        ),
         ("--valid-data-path q", "--valid-data-path q: goes with --train-data-path"),
         ("--split 1,2", "--split 1,2: must be three shares"),
         ("--split 0,1,1", "--split 0,1,1: must be three shares, the first above 0"),
@@ -152,7 +155,7 @@ def test_all_faults_come_in_one_message():
     with pytest.raises(UserErrors) as error:
         config.check(1)
     told = [line.split(":")[0] for line in str(error.value).splitlines()]
-    data = "--data-path None, --train-data-path None"
+    data = "--data-path not given, --train-data-path not given, --mock-data not given"
     assert told == ["--num-layers 0", data, "--split 1", "--lr nan", "--eval-iters -2"]
 
 

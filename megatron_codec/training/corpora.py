@@ -1,0 +1,154 @@
+"""What a run trains and is evaluated on: datasets opened, checked against each other, and blended."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from megatron_codec.config import PretrainConfig
+from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples
+from megatron_codec.data.blend import Blend, Samples, parse_blend
+from megatron_codec.errors import UserError
+from megatron_codec.tokenizer import Tokenizer
+
+Parts = list[tuple[Fraction | None, CodecDataset]]  # with their weights, where they were given
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows to evaluate with; the first ones are spread over all datasets."""
+
+    rows: Samples
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Data of a run.
+
+    Attributes:
+        train: what is trained on, without end.
+        valid, test: what is held out, or None.
+        tokens: in one epoch of the training data.
+        tokenizer, codec: as in the manifests.
+        hash: identifies the training data.
+    """
+
+    train: Samples
+    valid: HeldOut | None
+    test: HeldOut | None
+    tokens: int
+    tokenizer: dict[str, Any]
+    codec: dict[str, Any]
+    hash: str
+
+    def with_steps(self, config: PretrainConfig) -> PretrainConfig:
+        """The configuration with `train_iters` set from `train_samples` or `train_epochs`, if given."""
+        training = config.training
+        if training.train_epochs is not None:
+            samples = Fraction(training.train_epochs) * self.tokens / config.model.seq_length
+        elif training.train_samples is not None:
+            samples = Fraction(training.train_samples)
+        else:
+            return config
+        iterations = -(-samples // training.global_batch_size)
+        return replace(config, training=replace(training, train_iters=max(1, int(iterations))))
+
+
+def open_corpora(config: PretrainConfig) -> Corpora:
+    """Opens all datasets of a run.
+
+    Raises:
+        UserError: a dataset is missing or damaged, or two were made with different tokenizers or codecs.
+    """
+    data, seq_length = config.data, config.model.seq_length
+    if data.mock_data:
+        return _mock(config)
+    if data.data_path:
+        parts = _open("--data-path", data.data_path)
+        shares = [float(share) for share in data.split.split(",")]
+        splits = [(weight, dataset.split(shares)) for weight, dataset in parts]
+        train, valid, test = ([(weight, views[i]) for weight, views in splits] for i in range(3))
+        flagged = [("--data-path", train)]
+    else:
+        train = _open("--train-data-path", data.train_data_path)
+        valid = _open("--valid-data-path", data.valid_data_path)
+        test = _open("--test-data-path", data.test_data_path)
+        flagged = [("--train-data-path", train), ("--valid-data-path", valid), ("--test-data-path", test)]
+    _check_alike(flagged)
+    first = train[0][1]
+    weights = [weight or Fraction(dataset.num_tokens) for weight, dataset in train]
+    packed = [PackedSamples(dataset, seq_length, config.training.seed) for _, dataset in train]
+    return Corpora(
+        train=packed[0] if len(packed) == 1 else Blend(packed, weights),
+        valid=_held_out(valid, seq_length),
+        test=_held_out(test, seq_length),
+        tokens=sum(dataset.num_tokens for _, dataset in train),
+        tokenizer=first.manifest.tokenizer,
+        codec=first.manifest.codec,
+        hash=_hash(train, weights),
+    )
+
+
+def _open(flag: str, values: Sequence[str]) -> Parts:
+    return [(weight, CodecDataset.open(prefix)) for weight, prefix in parse_blend(flag, values)]
+
+
+def _check_alike(flagged: list[tuple[str, Parts]]) -> None:
+    first = flagged[0][1][0][1]
+    for flag, parts in flagged:
+        for _, dataset in parts:
+            if dataset.manifest.tokenizer != first.manifest.tokenizer or (
+                dataset.manifest.codec != first.manifest.codec
+            ):
+                raise UserError(
+                    f"{flag} {dataset.prefix}",
+                    f"was made with another tokenizer or codec than {first.prefix}",
+                    "make both with the same --tokenizer and codec settings",
+                )
+
+
+def _held_out(parts: Parts, seq_length: int) -> HeldOut | None:
+    rows = [DocumentRows(dataset, seq_length) for _, dataset in parts if dataset.num_documents]
+    count = sum(each.num_rows for each in rows)
+    if not count:
+        return None
+    # With their sizes as weights, all rows of all datasets come once before any is at its end.
+    blend = Blend(rows, [Fraction(each.num_rows) for each in rows])
+    return HeldOut(rows[0] if len(rows) == 1 else blend, count)
+
+
+def _hash(parts: Parts, weights: list[Fraction]) -> str:
+    if len(parts) == 1:
+        return parts[0][1].manifest.hash
+    names = [f"{weight} {dataset.manifest.hash}" for weight, (_, dataset) in zip(weights, parts, strict=True)]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+class MockSamples:
+    """Random tokens, the same for the same seed, to try speed and layouts without a dataset."""
+
+    def __init__(self, seq_length: int, num_tokens: int, seed: int):
+        self.seq_length, self._num_tokens, self._seed = seq_length, num_tokens, seed
+
+    def sample(self, index: int) -> np.ndarray:
+        """See `Samples`."""
+        words = np.random.Philox(key=self._seed, counter=[0, 0, index, 0]).random_raw(self.seq_length + 1)
+        return (words % self._num_tokens).astype(np.int64)
+
+
+def _mock(config: PretrainConfig) -> Corpora:
+    tokenizer = Tokenizer([(i, i) for i in range(64)])  # the paper's 320 entries, whatever they are
+    seed, seq_length = config.training.seed, config.model.seq_length
+    return Corpora(
+        train=MockSamples(seq_length, tokenizer.num_tokens, seed),
+        valid=None,
+        test=None,
+        tokens=config.training.global_batch_size * config.training.train_iters * seq_length,
+        tokenizer=tokenizer.to_dict(),
+        codec={"name": "mock", "settings": {}},
+        hash="mock",
+    )
