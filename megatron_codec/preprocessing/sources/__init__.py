@@ -84,7 +84,13 @@ def open_inputs(selection: Selection, suffixes: frozenset[str], spool: Path) -> 
     Raises UserError for an input that does not exist or has no items, and for an empty result.
     """
     opener = _Opener(suffixes, spool)
-    source: Source = JoinedSource([part for path in selection.inputs for part in opener.open(path)])
+    sources: list[Source] = []
+    for (parent, plain), paths in groupby(selection.inputs, lambda path: (path.parent, _is_plain(path))):
+        if plain:  # the shell's photos/*.jpg
+            sources.append(opener.files(parent, [path.name for path in paths]))
+        else:
+            sources += [part for path in paths for part in opener.open(path)]
+    source: Source = JoinedSource(sources)
     if next(iter(source), None) is None:
         raise UserError(f"--input {' '.join(map(str, selection.inputs))}", "holds no pictures")
     if selection.subset != "all":
@@ -100,7 +106,7 @@ class _Opener:
         self._suffixes, self._spool, self._lists = suffixes, spool, 0
 
     def open(self, path: Path) -> list[Source]:
-        """The sources of one input."""
+        """The sources of one input that is no plain file."""
         if path.is_dir():
             return self._folder(path)
         if not path.is_file():
@@ -109,9 +115,11 @@ class _Opener:
             return [TarSource(path, self._suffixes)]
         if path.suffix.lower() in LIST_SUFFIXES:
             return self._list(path)
-        if magic(path) in (*IDX_MAGIC, NPY_MAGIC, NPZ_MAGIC) or is_gzip(path):
-            return list(open_arrays(path))
-        return [FileSource(path.parent, self._names([path.name]))]
+        return list(open_arrays(path))
+
+    def files(self, folder: Path, names: list[str]) -> Source:
+        """Plain files of one folder."""
+        return FileSource(folder, self._names(names))
 
     def _folder(self, folder: Path) -> list[Source]:
         tars, others = [], 0
@@ -155,6 +163,16 @@ class _Opener:
     def _names(self, names: Iterable[str]) -> Names:
         self._lists += 1
         return Names.write(self._spool / f"{self._lists}", names)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether an input is a picture or video itself, as far as its name and its first bytes say."""
+    if not path.is_file() or _is_tar(path.name) or path.suffix.lower() in LIST_SUFFIXES:
+        return False
+    try:
+        return magic(path) not in (*IDX_MAGIC, NPY_MAGIC, NPZ_MAGIC) and not is_gzip(path)
+    except OSError:  # whoever reads it says why it cannot be read
+        return True
 
 
 def _is_tar(name: str) -> bool:

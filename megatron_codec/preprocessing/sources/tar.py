@@ -30,8 +30,7 @@ class TarSource:
 
     def __init__(self, path: Path, suffixes: frozenset[str], start: int = 0, stop: int | None = None):
         self._path, self._suffixes, self._start = path, suffixes, start
-        self._whole = max(1, -(-path.stat().st_size // POSITION)) if stop is None else stop
-        self._stop = self._whole
+        self._stop = max(1, -(-path.stat().st_size // POSITION)) if stop is None else stop
 
     @property
     def size(self) -> int:
