@@ -1,14 +1,35 @@
 """The command line of pretraining: Megatron's flag names, built by tyro from the dataclasses of config.py."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.presets import PRESETS, preset
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A run that is only computed.
+
+    Attributes:
+        config: the run; data and folders may be left out.
+        world_size: number of GPUs.
+        vocab_size: bytes and merges of the tokenizer that there will be.
+        mfu: utilization that speeds are computed for.
+        gpu_name: the kind of GPU; None for every known one.
+    """
+
+    config: PretrainConfig
+    world_size: int
+    vocab_size: int
+    mfu: float
+    gpu_name: str | None
 
 
 def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainConfig:
@@ -29,7 +50,39 @@ def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainConfig:
         args=rest,
         description=(
             f"Pretrains a codec language model. --preset {{{','.join(PRESETS)}}} sets the defaults that the "
-            "other flags replace; they have Megatron's names. Start under torchrun for more than one process."
+            "other flags replace; they have Megatron's names. Start under torchrun for more than one "
+            "process. --dry-run prints the memory, speed and time that a run would take, and ends: with "
+            "--world-size N GPUs, --gpu NAME, --mfu 0.4 and --vocab-size 320; it needs no data."
         ),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
+
+
+def parse_dry_run(arguments: Sequence[str] | None = None) -> DryRun | None:
+    """Reads the flags of `--dry-run` beside those of the run; None where it is not asked for.
+
+    The number of GPUs is `--world-size`, else WORLD_SIZE of the environment, else TP x PP.
+
+    Raises:
+        UserError: the preset is not known.
+        SystemExit: as of `parse_pretrain`.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--dry-run" not in arguments:
+        return None
+    first = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, usage="pretrain.py --dry-run [flags]; see --help"
+    )
+    first.add_argument("--dry-run", action="store_true")
+    first.add_argument("--world-size", type=int)
+    first.add_argument("--gpu")
+    first.add_argument("--mfu", type=float, default=0.4)
+    first.add_argument("--vocab-size", type=int, default=320)
+    known, rest = first.parse_known_args(arguments)
+    config = parse_pretrain(rest)
+    world_size = known.world_size
+    if world_size is None:
+        parallel = config.parallel
+        least = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+        world_size = int(os.environ.get("WORLD_SIZE", max(1, least)))
+    return DryRun(config, world_size, known.vocab_size, known.mfu, known.gpu)

@@ -3,6 +3,7 @@
     python tools/pretrain.py --preset jpeglm-tiny --train-data-path data/train --valid-data-path data/test \\
         --save checkpoints --load checkpoints
     torchrun --nproc-per-node 2 tools/pretrain.py --preset jpeglm-tiny --tensor-model-parallel-size 2 ...
+    python tools/pretrain.py --preset jpeglm-7b --tensor-model-parallel-size 2 --dry-run --world-size 32
 """
 
 from megatron_codec.errors import run_tool
@@ -10,8 +11,14 @@ from megatron_codec.errors import run_tool
 
 def main() -> None:
     # Imported here because the checkpoint writer starts processes that import this file.
-    from megatron_codec.flags import parse_pretrain
+    from megatron_codec.flags import parse_dry_run, parse_pretrain
 
+    planned = parse_dry_run()
+    if planned is not None:
+        from megatron_codec.estimate import dry_run
+
+        print(dry_run(planned.config, planned.world_size, planned.vocab_size, planned.mfu, planned.gpu_name))
+        return
     config = parse_pretrain()
     from megatron_codec import parallel
     from megatron_codec.training.pretrain import pretrain

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "preprocessing": {"errors", "files", "codecs", "tokenizer", "data"},
     "config": {"errors"},
     "presets": {"errors", "config"},
+    "estimate": {"errors", "config"},
     "flags": {"config", "presets"},
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel"},
@@ -53,7 +54,7 @@ MAY_IMPORT = {
 }
 WITHOUT_TORCH = {
     "errors", "files", "contact_sheet", "codecs", "tokenizer", "data", "preprocessing", "config", "presets",
-    "flags",
+    "flags", "estimate",
 }  # fmt: skip
 
 

@@ -1,0 +1,156 @@
+"""Size, arithmetic and time of a run from its configuration alone.
+
+Sources: Chowdhery et al., "PaLM" (2022), appendix B, for FLOPs that count all of attention; Narayanan et
+al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 2.2, for the bubble of
+the pipeline.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_codec.config import PretrainConfig
+from megatron_codec.errors import UserError, raise_all
+from megatron_codec.estimate.memory import Stage, layer_parameters, stage
+
+GIB = 2**30
+# Set aside on every GPU for the CUDA context, NCCL's buffers and gaps between allocations. Not measured.
+RESERVED = 4 * GIB
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU.
+
+    Attributes:
+        label: its name for people.
+        gib: memory in GiB, as torch reports it.
+        tflops: dense peak in 1e12 FLOP/s of matrix products, from NVIDIA's data sheets (SXM).
+        fp8: whether that peak is of FP8 and not of bf16.
+    """
+
+    label: str
+    gib: float
+    tflops: float
+    fp8: bool = False
+
+
+GPUS = {
+    "a100-40gb": Gpu("A100 40 GB", 39.4, 312),
+    "a100-80gb": Gpu("A100 80 GB", 79.1, 312),
+    "h100-80gb": Gpu("H100 80 GB", 79.1, 989),
+    "h100-fp8": Gpu("H100 80 GB, FP8", 79.1, 1979, fp8=True),
+    "h200-141gb": Gpu("H200 141 GB", 139.8, 989),
+    "h200-fp8": Gpu("H200 141 GB, FP8", 139.8, 1979, fp8=True),
+}
+
+
+def gpu(name: str) -> Gpu:
+    """The GPU of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in GPUS:
+        raise UserError(f"--gpu {name}", "is not known", f"use one of {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        parameters: of the whole model, each counted once.
+        num_microbatches: in a step, of each process.
+        bubble: share of a step's time in which a stage waits, (PP - 1) / (m + PP - 1).
+        flops_full, flops_causal: FLOPs a token, forward and backward, counting all of attention (PaLM) or
+            its causal half (Megatron-LM). Recomputation is not counted.
+        steps, tokens: of the whole run; passes over a dataset (`train_epochs`) are not known here.
+    """
+
+    config: PretrainConfig
+    world_size: int
+    dp: int
+    vocab_rows: int
+    parameters: int
+    num_microbatches: int
+    stages: tuple[Stage, ...]
+    bubble: float
+    flops_full: float
+    flops_causal: float
+    steps: int
+    tokens: int
+
+    @property
+    def fullest(self) -> int:
+        """Number of the stage that needs the most memory."""
+        return max(range(len(self.stages)), key=lambda i: self.stages[i].memory.total)
+
+    def need(self, kind: Gpu, recompute: bool | None = None) -> int:
+        """Bytes of the fullest stage on such a GPU, as configured or with recomputation set."""
+
+        def total(stage: Stage) -> int:
+            memory = {None: stage.memory, True: stage.with_recompute, False: stage.without_recompute}
+            return memory[recompute].total + (stage.fp8_copies if kind.fp8 else 0)
+
+        return max(total(stage) for stage in self.stages)
+
+    def headroom(self, kind: Gpu, recompute: bool | None = None) -> int:
+        """Bytes left on such a GPU beside what is needed and `RESERVED`; negative where it does not fit."""
+        return int(kind.gib * GIB) - RESERVED - self.need(kind, recompute)
+
+    def tokens_per_second(self, kind: Gpu, mfu: float) -> float:
+        """Of one GPU at a utilization that counts all of attention."""
+        return mfu * kind.tflops * 1e12 / self.flops_full
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, with `fullest`."""
+        return {**asdict(self), "fullest": self.fullest}
+
+
+def faults(config: PretrainConfig, world_size: int) -> Iterator[UserError]:
+    """What a run would refuse, data and folders left aside."""
+    parallel = config.parallel
+    model_parallel = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if world_size < 1:
+        yield UserError(f"--world-size {world_size}", "must be at least 1", "give the number of GPUs")
+        return
+    yield from parallel.faults(world_size)
+    yield from config.model.faults(parallel)
+    yield from config.training.faults(max(1, world_size // max(1, model_parallel)))
+
+
+def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estimate:
+    """Computes everything for `world_size` GPUs and a tokenizer of `num_tokens` ids, BOS and EOS included.
+
+    Raises:
+        UserError: the configuration does not fit together.
+    """
+    raise_all(list(faults(config, world_size)))
+    model, parallel, training = config.model, config.parallel, config.training
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    dp = world_size // (tp * pp)
+    rows = model.padded_vocab_size(num_tokens)
+    steps = training.train_iters
+    if training.train_samples is not None:
+        steps = -(-training.train_samples // training.global_batch_size)
+    microbatches = training.num_microbatches(dp)
+    stages = tuple(stage(config, i, dp, rows) for i in range(pp))
+    layer, h = sum(layer_parameters(config, tp=1)), model.hidden_size
+    parameters = model.num_layers * layer + h + 2 * rows * h
+    attention = 12 * model.num_layers * h * model.seq_length
+    return Estimate(
+        config=config,
+        world_size=world_size,
+        dp=dp,
+        vocab_rows=rows,
+        parameters=parameters,
+        num_microbatches=microbatches,
+        stages=stages,
+        bubble=(pp - 1) / (microbatches + pp - 1),
+        flops_full=6 * parameters + attention,
+        flops_causal=6 * parameters + attention / 2,
+        steps=steps,
+        tokens=steps * training.global_batch_size * model.seq_length,
+    )
