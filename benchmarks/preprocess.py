@@ -4,6 +4,7 @@
     python benchmarks/preprocess.py --input PHOTOS     # your own folder
     python benchmarks/preprocess.py --idx FILE         # small grey pictures too, such as Fashion-MNIST's
     python benchmarks/preprocess.py --memory 100000    # and the memory of a worker over so many pictures
+    python benchmarks/preprocess.py --scaled-error     # and what scaled decode does to the pixels
 
 Both sides run in turn over the same files, in this process. Ours writes a whole dataset: tokens, index,
 checksums, journal, manifest. The bare loop decodes whole pictures; ours does too under "whole", and lets
@@ -32,7 +33,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from megatron_codec.codecs import JpegCodec
-from megatron_codec.codecs.images import Geometry
+from megatron_codec.codecs.images import Geometry, canonical
 from megatron_codec.data import CodecDataset, write_dataset
 from megatron_codec.errors import run_tool
 from megatron_codec.preprocessing import (
@@ -43,10 +44,11 @@ from megatron_codec.preprocessing import (
     iterate_streams,
     open_inputs,
 )
+from megatron_codec.preprocessing.sources import Item
 from megatron_codec.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.data_sources import photo_crops
+from tests.data_sources import photo_crops, real_photos
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Arguments:
     documents: int = 0
     """Measure how long a dataset of so many documents takes to open, and nothing else."""
 
+    scaled_error: bool = False
+    """Measure how far scaled decode and quality 25 are from pictures decoded whole, and nothing else."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -87,6 +92,9 @@ def main() -> None:
             return
         if arguments.documents:
             measure_opening(folder, arguments.documents)
+            return
+        if arguments.scaled_error:
+            measure_scaled_error()
             return
         heads = ("bare loop", "one worker", "one/bare", "one, longer", "two workers", "two/one")
         print(f"{'':24}" + "".join(f"{head:>12}" for head in heads))
@@ -214,6 +222,32 @@ def measure_opening(folder: Path, count: int) -> None:
     assert len(dataset.document(count - 1)) == 8
     seconds, held = time.perf_counter() - start, _resident() - before
     print(json.dumps({"documents": count, "seconds to open": round(seconds, 4), "MiB": round(held, 1)}))
+
+
+def measure_scaled_error() -> None:
+    """PSNR at 256x256 of the photographs that are large enough to be reduced, in decibels."""
+    codec, found = JpegCodec(256), []
+    for path in real_photos():
+        file = io.BytesIO()
+        Image.open(path).convert("RGB").save(file, "JPEG", quality=90)
+        pictures = []
+        for decoder in (PillowDecoder(), PillowDecoder(scaled_decode=False)):
+            item = Item(path.name, str(path), 0, file.getvalue)
+            ((_, picture),) = decoder.decode([item], lambda *size: Geometry().pixels_needed(*size, 256))
+            pictures.append((picture.size, canonical(picture, 256)))
+        (reduced, scaled), (whole, picture) = pictures
+        if reduced != whole:
+            coded = codec.decode(codec.encode(picture))
+            found.append((psnr(scaled, picture), psnr(coded, picture)))
+            print(f"{path.name}: {whole[0]}x{whole[1]}, decoded as {reduced[0]}x{reduced[1]}")
+    scaled, coded = np.mean(found, axis=0).round(1).tolist()
+    print(json.dumps({"photographs": len(found), "dB, scaled decode": scaled, "dB, quality 25": coded}))
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal-to-noise ratio in decibels."""
+    error = np.asarray(one).astype(float) - np.asarray(other)
+    return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
 def _resident() -> float:

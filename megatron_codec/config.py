@@ -280,6 +280,8 @@ class TrainingConfig:
                 "only one of them can say when training ends",
                 "leave one out",
             )
+        if self.lr_decay_iters is None and (self.train_samples or self.train_epochs) is not None:
+            return  # how many steps that is, the data says; `Corpora.with_steps` has it checked then
         decay = self.lr_decay_iters or self.train_iters
         if self.lr_decay_style == "WSD" and not 1 <= (self.lr_wsd_decay_iters or 0) <= decay:
             yield UserError(

@@ -16,7 +16,8 @@ def whole_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Tasks on several machines may write the same file, and in containers have the same process number.
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream

@@ -49,6 +49,18 @@ def photo_crops(count: int, size: int = 256) -> list[Image.Image]:
     return crops
 
 
+def write_photo_folder(folder: Path) -> Path:
+    """Writes 20 real photographs in folders and formats of their own, among other files; returns `folder`."""
+    suffixes = ["jpg", "png", "webp", "JPEG", "tif"]
+    for i, crop in enumerate(photo_crops(20, 150)):
+        path = folder / f"class {i % 3}" / f"{i:02d}.{suffixes[i % 5]}"
+        path.parent.mkdir(exist_ok=True)
+        crop.save(path)
+    (folder / "class 0" / "labels.csv").write_text("0,cat\n")
+    (folder / "class 0" / "._00.jpg").write_bytes(b"\x00\x05\x16\x07 a resource fork")
+    return folder
+
+
 def grey_faces() -> np.ndarray:
     """100 photographed faces in grey, uint8 [100, 25, 25] (from Labeled Faces in the Wild)."""
     faces = np.load(_package("skimage") / "data" / "lfw_subset.npy")[:100]

@@ -16,6 +16,7 @@ from PIL import Image
 from megatron_codec.codecs import Codec, get_codec
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
+from megatron_codec.data.manifest import length_statistics
 from megatron_codec.errors import UserError, run_tool
 from megatron_codec.files import whole_file
 from megatron_codec.tokenizer import Tokenizer
@@ -23,7 +24,6 @@ from megatron_codec.tokenizer import Tokenizer
 COLUMNS = 8  # of the contact sheet
 COMMONEST = 24  # tokens shown
 BARS = 60  # of the histogram, at most
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,6 @@ def figures(dataset: CodecDataset) -> dict[str, Any]:
     reasons = ", ".join(f"{kind}: {count:,}" for kind, count in skipped["reasons"].items())
     shown["skipped"] = f"{skipped['count']:,}" + (f" ({reasons})" if reasons else "")
     return shown
-
-
-def length_statistics(lengths: np.ndarray) -> dict[str, float]:
-    """Mean, least, percentiles, most of lengths, integer [documents], as a manifest has them."""
-    quantiles = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
-    return {
-        "mean": round(float(lengths.mean()), 3),
-        "min": int(lengths.min()),
-        **{f"p{percent}": value for percent, value in zip(PERCENTILES, quantiles, strict=True)},
-        "max": int(lengths.max()),
-    }
 
 
 def token_name(id: int, tokenizer: Tokenizer, digits: int) -> str:

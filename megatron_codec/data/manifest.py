@@ -10,11 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_codec.errors import UserError
 from megatron_codec.files import whole_file
 
 FORMAT, VERSION = "megatron_codec dataset", 2
 BLOCK = 256  # documents that share a checksum
+_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 # How the file ends: a checksum over all bytes before its line.
 _END = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n\}\n\Z')
@@ -83,6 +86,17 @@ def with_checksum(content: dict[str, Any]) -> bytes:
     """JSON whose last field is a checksum over all bytes before it."""
     body = json.dumps(content, indent=1).removesuffix("\n}").encode()
     return body + f',\n "checksum": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def length_statistics(lengths: np.ndarray) -> dict[str, float]:
+    """Mean, extremes and percentiles of tokens a document; `lengths` integer [documents]."""
+    quantiles = np.percentile(lengths, _PERCENTILES, method="nearest").tolist()
+    return {
+        "mean": round(float(lengths.mean()), 3),
+        "min": int(lengths.min()),
+        **{f"p{percent}": value for percent, value in zip(_PERCENTILES, quantiles, strict=True)},
+        "max": int(lengths.max()),
+    }
 
 
 def no_skipped() -> dict[str, Any]:

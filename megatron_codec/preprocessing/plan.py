@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from megatron_codec.data import Manifest
+from megatron_codec.data.manifest import length_statistics
 from megatron_codec.errors import UserError
 from megatron_codec.files import write_json
 from megatron_codec.preprocessing.journal import RECORD, Finished, ShardFiles
 from megatron_codec.preprocessing.skipping import SkipLimit, nothing_readable, skipped_summary
 from megatron_codec.tokenizer import Tokenizer
 
-_PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _PAIRS = 100  # duplicates that the manifest names
 
 
@@ -169,7 +169,6 @@ def input_lists(prefix: Path, task: str):
 
 def _statistics(records: np.ndarray) -> dict[str, Any]:
     lengths, digests = records["length"], records["digest"]
-    quantiles = np.percentile(lengths, _PERCENTILES, method="nearest").tolist()
     order = np.argsort(digests, kind="stable")
     begins = np.flatnonzero(np.diff(digests[order], prepend=~digests[order[0]]))
     group = np.repeat(order[begins], np.diff(begins, append=len(order)))
@@ -177,12 +176,7 @@ def _statistics(records: np.ndarray) -> dict[str, Any]:
     pairs = np.stack([order[again], group[again]], axis=1)
     pairs = pairs[np.argsort(pairs[:, 0])]
     return {
-        "tokens_per_document": {
-            "mean": round(float(lengths.mean()), 3),
-            "min": int(lengths.min()),
-            **{f"p{percent}": value for percent, value in zip(_PERCENTILES, quantiles, strict=True)},
-            "max": int(lengths.max()),
-        },
+        "tokens_per_document": length_statistics(lengths),
         "duplicates": {"count": len(pairs), "first": pairs[:_PAIRS].tolist()},
     }
 

@@ -46,7 +46,7 @@ class Corpora:
     hash: str
 
     def with_steps(self, config: PretrainConfig) -> PretrainConfig:
-        """The configuration with `train_iters` set from `train_samples` or `train_epochs`, if given."""
+        """The configuration with `train_iters` in the place of `train_samples` or `train_epochs`."""
         training = config.training
         if training.train_epochs is not None:
             samples = Fraction(training.train_epochs) * self.tokens / config.model.seq_length
@@ -55,7 +55,9 @@ class Corpora:
         else:
             return config
         iterations = -(-samples // training.global_batch_size)
-        return replace(config, training=replace(training, train_iters=max(1, int(iterations))))
+        steps = max(1, int(iterations))
+        resolved = replace(training, train_iters=steps, train_samples=None, train_epochs=None)
+        return replace(config, training=resolved)
 
 
 def open_corpora(config: PretrainConfig) -> Corpora:

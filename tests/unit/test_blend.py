@@ -148,6 +148,16 @@ def test_how_long_a_run_is(prefixes, arguments, steps):
     assert open_corpora(config).with_steps(config).training.train_iters == steps
 
 
+def test_the_schedule_is_judged_by_the_steps_that_the_data_give(prefixes):
+    command = ["--global-batch-size", "1", "--seq-length", "16", "--train-data-path", prefixes[0]]
+    command += ["--train-iters", "10", "--lr-warmup-iters", "50"]
+    assert "must be below the 10 steps" in str(next(parse_pretrain(command).faults(1)))
+    for epochs, faults in (("2", 0), ("0.5", 1)):  # 150 and 38 steps
+        config = parse_pretrain([*command, "--train-epochs", epochs])
+        assert not list(config.faults(1))
+        assert len(list(open_corpora(config).with_steps(config).faults(1))) == faults
+
+
 def test_mock_data_is_the_same_for_a_seed():
     samples = [MockSamples(64, 322, seed).sample(index) for seed, index in ((1, 0), (1, 1), (2, 0), (1, 0))]
     assert (samples[0] == samples[3]).all() and len({sample.tobytes() for sample in samples}) == 3

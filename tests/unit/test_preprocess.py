@@ -21,7 +21,7 @@ from megatron_codec.errors import UserError
 from megatron_codec.preprocessing import PictureEncoder, PillowDecoder, build_dataset
 from megatron_codec.preprocessing.workers import run_in_processes
 from megatron_codec.tokenizer import Tokenizer
-from tests.data_sources import photo_crops, real_photos
+from tests.data_sources import photo_crops, real_photos, write_photo_folder
 
 ROOT = Path(__file__).parents[2]
 TOOL = [sys.executable, str(ROOT / "tools" / "preprocess_jpeg.py")]
@@ -45,16 +45,7 @@ def streams(prefix) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A folder of 20 real photographs in folders and formats of their own, among other files."""
-    folder = tmp_path_factory.mktemp("photos")
-    suffixes = ["jpg", "png", "webp", "JPEG", "tif"]
-    for i, crop in enumerate(photo_crops(20, 150)):
-        path = folder / f"class {i % 3}" / f"{i:02d}.{suffixes[i % 5]}"
-        path.parent.mkdir(exist_ok=True)
-        crop.save(path)
-    (folder / "class 0" / "labels.csv").write_text("0,cat\n")
-    (folder / "class 0" / "._00.jpg").write_bytes(b"\x00\x05\x16\x07 a resource fork")
-    return folder
+    return write_photo_folder(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from PIL import Image
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset, write_dataset
+from megatron_codec.data.manifest import length_statistics
 from megatron_codec.preprocessing import PictureEncoder, build_dataset
 from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import photo_crops
@@ -156,5 +157,5 @@ def test_a_clip_shows_its_first_frame(prefix):
 def test_statistics_are_those_of_the_manifest(prefix):
     """Where the manifest has none, they are counted in the same way."""
     dataset = CodecDataset.open(prefix)
-    counted = runpy.run_path(str(SCRIPT))["length_statistics"](dataset.lengths)
+    counted = length_statistics(dataset.lengths)
     assert counted == dataset.manifest.statistics["tokens_per_document"]

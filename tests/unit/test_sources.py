@@ -27,7 +27,7 @@ from megatron_codec.preprocessing import (
 from megatron_codec.preprocessing.decoders import picture_suffixes
 from megatron_codec.preprocessing.sources import Item, held_out
 from megatron_codec.tokenizer import Tokenizer
-from tests.data_sources import grey_faces, photo_crops
+from tests.data_sources import grey_faces, photo_crops, write_photo_folder
 
 CODEC = JpegCodec(64)
 WHOLE = PictureEncoder(CODEC, decoder=PillowDecoder(scaled_decode=False))
@@ -36,16 +36,7 @@ PADDED = PictureEncoder(JpegCodec(32, remove_head=True), Geometry("pad"))
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A folder of 20 real photographs in folders and formats of their own, among other files."""
-    folder = tmp_path_factory.mktemp("photos")
-    suffixes = ["jpg", "png", "webp", "JPEG", "tif"]
-    for i, crop in enumerate(photo_crops(20, 150)):
-        path = folder / f"class {i % 3}" / f"{i:02d}.{suffixes[i % 5]}"
-        path.parent.mkdir(exist_ok=True)
-        crop.save(path)
-    (folder / "class 0" / "labels.csv").write_text("0,cat\n")
-    (folder / "class 0" / "._00.jpg").write_bytes(b"\x00\x05\x16\x07 a resource fork")
-    return folder
+    return write_photo_folder(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture
