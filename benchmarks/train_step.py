@@ -72,7 +72,7 @@ def our_step(arguments: Arguments) -> tuple[Callable[[int], float], int]:
     megatron = transformer_config(config.model, config.parallel, config.training, layout)
     module = build_model(megatron, config.model, arguments.num_tokens, layout)
     initialize_weights(module, config.model, layout, seed=1)
-    model = data_parallel(module, config.parallel, layout)
+    model = data_parallel([module], config.parallel, layout)
     optimizer = build_optimizer(model, config.training, config.parallel)
     schedule = build_schedule(optimizer, config.training)
     connect(model, optimizer)

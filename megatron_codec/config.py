@@ -52,6 +52,8 @@ class ModelConfig:
         # Sizes below 1 are for the layout itself to report.
         tp = max(1, parallel.tensor_model_parallel_size)
         pp = max(1, parallel.pipeline_model_parallel_size)
+        cp = max(1, parallel.context_parallel_size)
+        chunks = pp * max(1, parallel.num_virtual_stages_per_pipeline_rank)
         if self.hidden_size % heads:
             yield UserError(
                 f"--hidden-size {self.hidden_size}",
@@ -81,11 +83,22 @@ class ModelConfig:
                 f"must divide --num-layers {self.num_layers}",
                 f"use one of {_divisors(self.num_layers, 64)}",
             )
-        if parallel.sequence_parallel and self.seq_length % tp:
+        elif self.num_layers % chunks:
+            yield UserError(
+                f"--num-virtual-stages-per-pipeline-rank {parallel.num_virtual_stages_per_pipeline_rank}",
+                f"must divide the {self.num_layers // pp} layers of a pipeline stage",
+                f"use one of {_divisors(self.num_layers // pp, 64)}",
+            )
+        # Each context-parallel rank holds two pieces of the sequence, which sequence parallelism cuts again.
+        pieces = (2 * cp if cp > 1 else 1) * (tp if parallel.sequence_parallel else 1)
+        if self.seq_length % pieces:
+            reasons = [f"2 x --context-parallel-size {cp}"] if cp > 1 else []
+            if parallel.sequence_parallel:
+                reasons.append(f"--tensor-model-parallel-size {tp} under --sequence-parallel")
             yield UserError(
                 f"--seq-length {self.seq_length}",
-                f"must be a multiple of --tensor-model-parallel-size {tp} under --sequence-parallel",
-                f"use {self.seq_length // tp * tp}",
+                f"must be a multiple of {' x '.join(reasons)}" + (f" = {pieces}" if cp > 1 else ""),
+                f"use {max(1, self.seq_length // pieces) * pieces}",
             )
 
 
@@ -97,6 +110,12 @@ class ParallelConfig:
     """Processes that share each layer (TP)."""
     pipeline_model_parallel_size: int = 1
     """Stages that the layers are cut into (PP)."""
+    num_virtual_stages_per_pipeline_rank: int = 1
+    """Pieces of the model that each stage holds, interleaved over the stages, for a shorter wait."""
+    context_parallel_size: int = 1
+    """Processes that share each sequence (CP)."""
+    cp_comm_type: Literal["p2p", "all_gather", "a2a"] = "p2p"
+    """How Transformer Engine exchanges keys and values; the attention used without it gathers them."""
     sequence_parallel: bool = False
     """Cut norms and residuals along the sequence too; needs TP > 1."""
     use_distributed_optimizer: bool = True
@@ -106,6 +125,17 @@ class ParallelConfig:
     overlap_param_gather: bool = False
     """Gather updated parameters while the forward pass already runs; needs --overlap-grad-reduce."""
 
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that hold one model together: TP x PP x CP."""
+        return (
+            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        )
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """DP among `world_size` processes; at least 1, also where `faults` has something to say."""
+        return max(1, world_size // max(1, self.model_parallel_size))
+
     def check(self, world_size: int) -> None:
         """Raises:
         UserError: the layout contradicts itself or does not fit `world_size` processes.
@@ -114,21 +144,31 @@ class ParallelConfig:
 
     def faults(self, world_size: int) -> Iterator[UserError]:
         """What contradicts itself, or does not fit `world_size` processes."""
-        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
-        if tp < 1 or pp < 1:
-            yield UserError(
-                f"--tensor-model-parallel-size {tp} --pipeline-model-parallel-size {pp}",
-                "must both be at least 1",
-                "leave a flag out for 1",
-            )
-        elif world_size % (tp * pp):
+        sizes = {
+            "tensor_model_parallel_size": self.tensor_model_parallel_size,
+            "pipeline_model_parallel_size": self.pipeline_model_parallel_size,
+            "context_parallel_size": self.context_parallel_size,
+        }
+        wrong = list(_out_of_range(self, 1, *sizes, "num_virtual_stages_per_pipeline_rank"))
+        yield from wrong
+        together = self.model_parallel_size
+        if not wrong and world_size % together:
+            used = {name: size for name, size in sizes.items() if size > 1}
+            flags = [f"--{name.replace('_', '-')} {size}" for name, size in used.items()]
             yield UserError(
                 f"{world_size} processes",
-                f"must be a multiple of TP x PP = {tp} x {pp} = {tp * pp}",
-                f"start {-(-world_size // (tp * pp)) * tp * pp} processes (torchrun --nproc-per-node), or "
-                "change --tensor-model-parallel-size or --pipeline-model-parallel-size",
+                f"must be a multiple of {' x '.join(flags)} = {together}",
+                f"start {-(-world_size // together) * together} processes (torchrun --nproc-per-node), or "
+                "change the layout",
             )
-        if self.sequence_parallel and tp == 1:
+        pp = self.pipeline_model_parallel_size
+        if self.num_virtual_stages_per_pipeline_rank > 1 and pp == 1:
+            yield UserError(
+                f"--num-virtual-stages-per-pipeline-rank {self.num_virtual_stages_per_pipeline_rank}",
+                "needs --pipeline-model-parallel-size above 1",
+                "leave it out, or raise PP",
+            )
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             yield UserError(
                 "--sequence-parallel",
                 "needs --tensor-model-parallel-size above 1",
@@ -240,14 +280,53 @@ class TrainingConfig:
     """Largest global norm of the gradient; 0 switches clipping off."""
     bf16: bool = False
     """Compute in bfloat16, with fp32 gradients and fp32 main weights."""
-    recompute_granularity: Literal["full"] | None = None
-    """Recompute activations in the backward pass: `full` keeps only the input of each layer."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Recompute activations in the backward pass: `full` whole layers, `selective` parts of each."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """Of `full`: `uniform` keeps the input of every N-th layer (the default), `block` recomputes N layers of
+    each pipeline stage and keeps the others whole."""
+    recompute_num_layers: int | None = None
+    """The N of the method; 1 by default."""
+    recompute_modules: tuple[Literal["core_attn", "mlp", "layernorm"], ...] = ("core_attn",)
+    """Of `selective`. Attention that keeps no s x s matrix gains nothing from core_attn; mlp saves most."""
     seed: int = 1234
     """Seed of the initial weights and of the order of the data."""
 
     def num_microbatches(self, dp: int) -> int:
         """Micro-batches that each process accumulates in a step."""
         return self.global_batch_size // (self.micro_batch_size * dp)
+
+    def recompute_faults(self, layers: int) -> Iterator[UserError]:
+        """Recomputation that contradicts itself, or does not fit a piece of the model of `layers` layers."""
+        granularity, method, number = (
+            self.recompute_granularity,
+            self.recompute_method,
+            self.recompute_num_layers,
+        )
+        for flag, value in (("method", method), ("num-layers", number)):
+            if value is not None and granularity != "full":
+                yield UserError(
+                    f"--recompute-{flag} {value}",
+                    "goes with --recompute-granularity full",
+                    "leave it out, or add --recompute-granularity full",
+                )
+                return
+        if number is not None and not 1 <= number <= layers:
+            yield UserError(
+                f"--recompute-num-layers {number}",
+                f"must lie between 1 and the {layers} layers of a pipeline stage (or of its virtual stages)",
+                "leave it out for 1",
+            )
+        elif number is not None and method != "block" and layers % number:
+            yield UserError(
+                f"--recompute-num-layers {number}",
+                f"must divide the {layers} layers of a pipeline stage (or of its virtual stages)",
+                f"use one of {_divisors(layers, 64)}, or --recompute-method block",
+            )
+        if granularity == "selective" and not self.recompute_modules:
+            yield UserError(
+                "--recompute-modules", "names nothing to recompute", "name some of core_attn, mlp, layernorm"
+            )
 
     def faults(self, dp: int) -> Iterator[UserError]:
         """What is out of range, and a batch that does not divide among `dp` data-parallel processes."""
@@ -355,13 +434,35 @@ class PretrainConfig:
 
     def faults(self, world_size: int) -> Iterator[UserError]:
         """Every fault of the configuration for `world_size` processes."""
-        model_parallel = self.parallel.tensor_model_parallel_size * self.parallel.pipeline_model_parallel_size
-        yield from self.parallel.faults(world_size)
-        yield from self.model.faults(self.parallel)
+        yield from self.run_faults(world_size)
         yield from self.data.faults()
-        yield from self.training.faults(max(1, world_size // max(1, model_parallel)))
         yield from self.checkpoint.faults()
         yield from self.logging.faults()
+
+    def run_faults(self, world_size: int) -> Iterator[UserError]:
+        """Those of model, layout and training, and of their combination; data and folders left aside."""
+        dp = self.parallel.data_parallel_size(world_size)
+        each = [
+            *self.parallel.faults(world_size),
+            *self.model.faults(self.parallel),
+            *self.training.faults(dp),
+        ]
+        yield from each
+        if each:
+            return
+        chunks = (
+            self.parallel.pipeline_model_parallel_size * self.parallel.num_virtual_stages_per_pipeline_rank
+        )
+        yield from self.training.recompute_faults(self.model.num_layers // chunks)
+        pp, microbatches = self.parallel.pipeline_model_parallel_size, self.training.num_microbatches(dp)
+        if self.parallel.num_virtual_stages_per_pipeline_rank > 1 and microbatches % pp:
+            together = self.training.micro_batch_size * dp * pp
+            yield UserError(
+                f"--global-batch-size {self.training.global_batch_size}",
+                f"makes {microbatches} micro-batches, and --num-virtual-stages-per-pipeline-rank needs a "
+                f"multiple of --pipeline-model-parallel-size {pp}",
+                f"use {-(-self.training.global_batch_size // together) * together}",
+            )
 
     def check(self, world_size: int) -> None:
         """Raises:

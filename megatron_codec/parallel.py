@@ -29,17 +29,21 @@ class Layout:
     """Sizes of the parallel groups and this process's place in them.
 
     Attributes:
-        tp, pp, dp: sizes of the tensor-, pipeline- and data-parallel groups.
-        tp_rank, pp_rank, dp_rank: this process's place in its groups.
+        tp, pp, cp, dp: sizes of the tensor-, pipeline-, context- and data-parallel groups.
+        vp: pieces of the model that each process holds; above 1, pipeline stages are interleaved.
+        tp_rank, pp_rank, cp_rank, dp_rank: this process's place in its groups.
         groups: Megatron-Core's process groups, for the modules that take them.
         device: where this process computes.
     """
 
     tp: int
     pp: int
+    cp: int
     dp: int
+    vp: int
     tp_rank: int
     pp_rank: int
+    cp_rank: int
     dp_rank: int
     groups: ProcessGroupCollection
     device: torch.device
@@ -52,25 +56,45 @@ class Layout:
     @property
     def world_size(self) -> int:
         """Number of processes."""
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.cp * self.dp
 
     @property
     def is_main(self) -> bool:
         """Whether this process speaks for all: writes the log's head, manifests and pictures."""
         return self.rank == 0
 
-    @property
-    def is_first_stage(self) -> bool:
-        """Whether the embedding is here."""
-        return self.pp_rank == 0
+    def has_embedding(self, chunk: int = 0) -> bool:
+        """Whether the embedding is in this process's piece number `chunk` of the model."""
+        return self.pp_rank == 0 and chunk == 0
 
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether logits and loss are computed here."""
-        return self.pp_rank == self.pp - 1
+    def has_output(self, chunk: int = 0) -> bool:
+        """Whether logits and loss are computed in this process's piece number `chunk` of the model."""
+        return self.pp_rank == self.pp - 1 and chunk == self.vp - 1
+
+    def positions(self, seq_length: int) -> torch.Tensor:
+        """Which tokens of a sequence this process holds, int64 [seq_length / CP]."""
+        return context_parallel_positions(seq_length, self.cp, self.cp_rank, self.device)
 
     def __str__(self) -> str:
-        return f"TP={self.tp} PP={self.pp} DP={self.dp}"
+        parts = [f"TP={self.tp} PP={self.pp}"]
+        if self.vp > 1:
+            parts.append(f"VP={self.vp}")
+        if self.cp > 1:
+            parts.append(f"CP={self.cp}")
+        return " ".join([*parts, f"DP={self.dp}"])
+
+
+def context_parallel_positions(seq_length: int, cp: int, cp_rank: int, device: torch.device) -> torch.Tensor:
+    """Which tokens of a sequence a context-parallel rank holds, int64 [seq_length / cp].
+
+    Under a causal mask late tokens cost more than early ones, so of 2 x CP pieces rank r has the r-th and
+    the r-th from the end, as Megatron-Core and Transformer Engine cut them.
+    """
+    whole = torch.arange(seq_length, device=device)
+    if cp == 1:
+        return whole
+    pieces = whole.chunk(2 * cp)
+    return torch.cat([pieces[cp_rank], pieces[-1 - cp_rank]])
 
 
 def world_size_from_environment() -> int:
@@ -84,7 +108,7 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
     It may be called again: models of one layout share its groups, another layout ends those before it.
 
     Raises:
-        UserError: the number of processes is not a multiple of TP x PP.
+        UserError: the number of processes is not a multiple of TP x PP x CP.
     """
     world_size = world_size_from_environment()
     config.check(world_size)
@@ -98,11 +122,17 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
             torch.distributed.init_process_group(
                 PLATFORM.backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
             )
-    if _current_sizes() != (config.tensor_model_parallel_size, config.pipeline_model_parallel_size):
+    vp = config.num_virtual_stages_per_pipeline_rank
+    sizes = {
+        "tensor_model_parallel_size": config.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": config.pipeline_model_parallel_size,
+        "context_parallel_size": config.context_parallel_size,
+        "virtual_pipeline_model_parallel_size": vp if vp > 1 else None,
+    }
+    if _current_sizes() != sizes:
         _leave_groups()
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=config.tensor_model_parallel_size,
-            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            **sizes,
             distributed_timeout_minutes=timeout_minutes,
             create_gloo_process_groups=True,
         )
@@ -114,23 +144,30 @@ def initialize(config: ParallelConfig, seed: int = 1234, timeout_minutes: int = 
     return Layout(
         tp=config.tensor_model_parallel_size,
         pp=config.pipeline_model_parallel_size,
+        cp=config.context_parallel_size,
         dp=parallel_state.get_data_parallel_world_size(),
+        vp=vp,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
         dp_rank=parallel_state.get_data_parallel_rank(),
         groups=ProcessGroupCollection.use_mpu_process_groups(),
         device=device,
     )
 
 
-def _current_sizes() -> tuple[int, int] | None:
-    """TP and PP of the groups that there are."""
+def _current_sizes() -> dict[str, int | None] | None:
+    """Sizes of the groups that there are."""
     if not parallel_state.model_parallel_is_initialized():
         return None
-    return (
-        parallel_state.get_tensor_model_parallel_world_size(),
-        parallel_state.get_pipeline_model_parallel_world_size(),
-    )
+    return {
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
+        "virtual_pipeline_model_parallel_size": (
+            parallel_state.get_virtual_pipeline_model_parallel_world_size()
+        ),
+    }
 
 
 def _leave_groups() -> None:

@@ -53,7 +53,9 @@ def prepare() -> Platform:
             device=torch.device("cuda", torch.cuda.current_device()),
             backend="nccl",
             transformer_engine="transformer_engine" in fused,
-            description=f"CUDA over NCCL, {' and '.join(fused) or 'no fused kernels'}: nothing patched",
+            description=(
+                f"CUDA over NCCL, {' and '.join(fused) or 'no fused kernels'}: nothing of torch patched"
+            ),
         )
     if "megatron.core" in sys.modules:
         raise RuntimeError("megatron.core was imported before megatron_codec.platform.prepare()")
@@ -88,6 +90,24 @@ def install_adam(adam: type[torch.optim.Optimizer]) -> None:
         optimizer.USING_PYTORCH_OPTIMIZER = False
         optimizer.Adam = distrib_optimizer.Adam = adam
         distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+@functools.cache
+def mend_recomputation() -> None:
+    """Makes `--recompute-modules layernorm` work without Transformer Engine.
+
+    Megatron-Core 0.16.1 takes `fp8=False` there for FP8, and asks Transformer Engine, which it could not
+    import, for its state. Call it once Megatron-Core is imported.
+    """
+    from megatron.core.tensor_parallel import random
+
+    recomputation: Any = random.CheckpointWithoutOutput
+    initialize = recomputation.__init__
+
+    def without_fp8(self, fp8=None):
+        initialize(self, fp8=None)
+
+    recomputation.__init__ = without_fp8
 
 
 def _silence_megatron() -> None:

@@ -82,13 +82,18 @@ def assert_same_course(
     reference: Mapping[int, Mapping[str, float]],
     tolerance: float = 1e-5,
 ) -> None:
-    """At the iterations of `run`, losses, gradient norms and learning rates are those of the reference."""
+    """At the iterations of `run`, losses, gradient norms and learning rates are those of the reference.
+
+    The norm of a gradient, a difference of large numbers, shows the order of fp32 sums sooner than a loss: it
+    is given five times the tolerance.
+    """
     names = ("loss", "grad_norm", "learning_rate", "validation_loss")
     for iteration, step in run.items():
         expected = reference[iteration]
         assert [name for name in names if name in step] == [name for name in names if name in expected]
         for name in names:
             if name in step:
-                assert math.isclose(step[name], expected[name], rel_tol=tolerance), (
+                allowed = tolerance * (5 if name == "grad_norm" else 1)
+                assert math.isclose(step[name], expected[name], rel_tol=allowed), (
                     f"iteration {iteration}: {name} {step[name]!r}, of the reference {expected[name]!r}"
                 )

@@ -111,14 +111,10 @@ class Estimate:
 
 def faults(config: PretrainConfig, world_size: int) -> Iterator[UserError]:
     """What a run would refuse, data and folders left aside."""
-    parallel = config.parallel
-    model_parallel = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     if world_size < 1:
         yield UserError(f"--world-size {world_size}", "must be at least 1", "give the number of GPUs")
         return
-    yield from parallel.faults(world_size)
-    yield from config.model.faults(parallel)
-    yield from config.training.faults(max(1, world_size // max(1, model_parallel)))
+    yield from config.run_faults(world_size)
 
 
 def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estimate:
@@ -129,8 +125,8 @@ def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estima
     """
     raise_all(list(faults(config, world_size)))
     model, parallel, training = config.model, config.parallel, config.training
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    dp = world_size // (tp * pp)
+    pp = parallel.pipeline_model_parallel_size
+    dp = parallel.data_parallel_size(world_size)
     rows = model.padded_vocab_size(num_tokens)
     steps = training.train_iters
     if training.train_samples is not None:

@@ -124,7 +124,7 @@ class Engine:
         model = build_model(
             megatron, description.model, tokenizer.num_tokens, layout, core_attention=CachedAttention
         ).to(layout.device)
-        checkpoint.load_weights(start, model)
+        checkpoint.load_weights(start, [model])
         return cls(model, description.model, tokenizer, codec, layout)
 
     @torch.inference_mode()
@@ -269,14 +269,14 @@ class Engine:
         layout = self.layout
         shape = (tokens.shape[1], tokens.shape[0], self.config.hidden_size)
         ranks = torch.distributed.get_process_group_ranks(layout.groups.pp)
-        if not layout.is_first_stage:
+        if not layout.has_embedding():
             hidden = torch.empty(shape, dtype=self.model.config.params_dtype, device=layout.device)
             torch.distributed.recv(hidden, ranks[layout.pp_rank - 1])
             self.model.set_input_tensor(hidden)
         output = self.model(tokens, positions, attention_mask=None, runtime_gather_output=True)
         if layout.pp == 1:
             return output.float()
-        if not layout.is_last_stage:
+        if not layout.has_output():
             torch.distributed.send(output.contiguous(), ranks[layout.pp_rank + 1])
             output = torch.empty((*tokens.shape, len(self.forbidden)), device=layout.device)
         output = output.float()

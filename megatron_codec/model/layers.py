@@ -6,11 +6,14 @@ Shapes: s sequence, b batch, h hidden, n heads of this tensor-parallel rank, g k
 import math
 
 import torch
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
+
+from megatron_codec.parallel import context_parallel_positions
 
 
 class Rotary:
@@ -64,11 +67,35 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     return turned
 
 
+class ContextParallel:
+    """What context-parallel ranks exchange: each has two pieces of every sequence, and gathers the rest.
+
+    Args:
+        group: the process group of the ranks that share sequences.
+    """
+
+    def __init__(self, group: torch.distributed.ProcessGroup):
+        self.group, self.size, self.rank = group, group.size(), group.rank()
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """Places in the sequence of this rank's `length` tokens, int64 [length]."""
+        return context_parallel_positions(length * self.size, self.size, self.rank, device)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All ranks' tokens in order, [s * CP, ...] of [s, ...]; gradients are summed and given back."""
+        by_rank = gather_from_sequence_parallel_region(x.contiguous(), group=self.group)
+        first_to_last = torch.cat(
+            [context_parallel_positions(len(by_rank), self.size, rank, x.device) for rank in range(self.size)]
+        )
+        return by_rank[first_to_last.argsort()]
+
+
 class SdpaAttention(MegatronModule):
     """Causal attention by `scaled_dot_product_attention`, in the place of Megatron's DotProductAttention.
 
     Megatron's own writes the s x s matrix; this one lets torch choose a kernel that does not. It applies
-    the rotary embedding itself, has no dropout, as Llama has none, and refuses what it would ignore.
+    the rotary embedding itself, has no dropout, as Llama has none, and refuses what it would ignore. Under
+    context parallelism it gathers keys and values (Llama Team, "The Llama 3 Herd of Models" (2024), 3.3.2).
     """
 
     def __init__(
@@ -85,13 +112,16 @@ class SdpaAttention(MegatronModule):
     ):
         super().__init__(config=config)
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        if attention_type != "self" or dropout or config.context_parallel_size > 1:
+        if attention_type != "self" or dropout:
             raise ValueError(
-                f"SdpaAttention: attention_type={attention_type!r}, dropout={dropout}, "
-                f"context_parallel_size={config.context_parallel_size}; it computes causal self-attention "
-                "without dropout on one context-parallel rank (context parallelism needs Transformer Engine)"
+                f"SdpaAttention: attention_type={attention_type!r}, dropout={dropout}; "
+                "it computes causal self-attention without dropout"
             )
         self.rotary = rotary
+        self.context = None
+        if config.context_parallel_size > 1:
+            assert pg_collection is not None
+            self.context = ContextParallel(pg_collection.cp)
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(rotary.width)
 
     def forward(
@@ -104,11 +134,16 @@ class SdpaAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params=None,
     ) -> Tensor:
-        """Attends causally: `query` [s, b, n, d], `key` and `value` [s, b, g, d] give [s, b, n * d]."""
+        """Attends causally: `query` [s, b, n, d], `key` and `value` [s, b, g, d] give [s, b, n * d].
+
+        Under context parallelism s are the tokens of this rank, as `Layout.positions` tells them.
+        """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
             raise ValueError(
                 "SdpaAttention computes the causal mask itself and takes no other mask or packing"
             )
+        if self.context is not None:
+            return self._with_gathered_keys(self.context, query, key, value)
         cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=query)
         # The values lie between queries and keys in memory; torch's kernel is slower on them than a copy.
         q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value.contiguous()))
@@ -121,6 +156,29 @@ class SdpaAttention(MegatronModule):
             enable_gqa=query.shape[2] != key.shape[2],
         )
         return out_bnsd.permute(2, 0, 1, 3).flatten(2)
+
+    def _with_gathered_keys(
+        self, context: "ContextParallel", query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        cos, sin = self.rotary.tables(query.shape[0] * context.size, like=query)
+        own = context.positions(query.shape[0], query.device)
+        key = Rotate.apply(key, cos[own][:, None, None], sin[own][:, None, None])
+        k_bgsd, v_bgsd = (context.gather(x).permute(1, 2, 0, 3) for x in (key, value))
+        out_bnsd = []
+        for positions, piece in zip(own.chunk(2), query.chunk(2), strict=True):
+            end = int(positions[-1]) + 1
+            mask = positions[:, None] >= torch.arange(end, device=query.device)
+            out_bnsd.append(
+                F.scaled_dot_product_attention(
+                    Rotate.apply(piece.permute(1, 2, 0, 3), cos[positions], sin[positions]),
+                    k_bgsd[:, :, :end],
+                    v_bgsd[:, :, :end],
+                    attn_mask=mask,
+                    scale=self.softmax_scale,
+                    enable_gqa=query.shape[2] != key.shape[2],
+                )
+            )
+        return torch.cat(out_bnsd, dim=2).permute(2, 0, 1, 3).flatten(2)
 
 
 class _RMSNormFunction(torch.autograd.Function):

@@ -41,6 +41,9 @@ def transformer_config(
     """Our configuration in Megatron-Core's words."""
     cuda = layout.device.type == "cuda"
     dtype = torch.bfloat16 if training.bf16 else torch.float32
+    full = training.recompute_granularity == "full"
+    if not platform.prepare().transformer_engine:
+        platform.mend_recomputation()
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -55,6 +58,9 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None,
+        context_parallel_size=layout.cp,
+        cp_comm_type=parallel.cp_comm_type if layout.cp > 1 else None,
         sequence_parallel=parallel.sequence_parallel,
         pipeline_dtype=dtype,
         params_dtype=dtype,
@@ -69,11 +75,15 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         recompute_granularity=training.recompute_granularity,
-        recompute_method="uniform" if training.recompute_granularity == "full" else None,
-        recompute_num_layers=1 if training.recompute_granularity == "full" else None,
-        # gloo pairs batched messages with one peer in any order, so they are sent one by one on a CPU.
-        batch_p2p_comm=cuda,
-        deallocate_pipeline_outputs=True,
+        recompute_method=(training.recompute_method or "uniform") if full else None,
+        recompute_num_layers=(training.recompute_num_layers or 1) if full else None,
+        recompute_modules=list(training.recompute_modules),
+        # gloo pairs batched messages with one peer in any order, so they are sent one by one on a CPU. With
+        # two interleaved stages both neighbours are one peer, and NCCL has that danger too.
+        batch_p2p_comm=cuda and layout.vp == 1,
+        overlap_p2p_comm=layout.vp > 1,
+        # Interleaved stages send while they compute: gloo still reads what CUDA's streams keep alive.
+        deallocate_pipeline_outputs=cuda or layout.vp == 1,
     )
 
 
@@ -95,11 +105,13 @@ def build_model(
     num_tokens: int,
     layout: Layout,
     core_attention: type | None = None,
+    chunk: int = 0,
 ) -> "Llama":
-    """The part of the decoder that this process holds, with weights not yet set.
+    """One of the pieces of the decoder that this process holds, with weights not yet set.
 
     Args:
         num_tokens: ids of the tokenizer, BOS and EOS included; the embedding is padded from it.
+        chunk: which piece; there are `layout.vp`, and one unless pipeline stages are interleaved.
         core_attention: stands in for the attention of training: the engine's attention with its cache.
             Like `SdpaAttention` it is given the `Rotary` and applies it.
     """
@@ -113,19 +125,20 @@ def build_model(
         )
     if not fused:
         # Given a bare layer spec, Megatron-Core would choose the final norm by itself.
-        layers = [layer] * (config.num_layers // layout.pp)
+        layers = [layer] * (config.num_layers // (layout.pp * layout.vp))
         layer = TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
     return Llama(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=model.padded_vocab_size(num_tokens),
         max_sequence_length=model.seq_length,
-        pre_process=layout.is_first_stage,
-        post_process=layout.is_last_stage,
+        pre_process=layout.has_embedding(chunk),
+        post_process=layout.has_output(chunk),
         share_embeddings_and_output_weights=False,
         position_embedding_type="rope" if core_attention is None else "none",
         rotary_base=model.rotary_base,
         pg_collection=layout.groups,
+        vp_stage=chunk if layout.vp > 1 else None,
     )
 
 

@@ -40,8 +40,8 @@ class Loader:
         """Yields the micro-batches of one step, in order.
 
         Yields:
-            `tokens`, `labels` and `position_ids`, each int64 [micro_batch_size, seq_length], and `loss_mask`,
-            float32 of the same shape, 0 where the label is padding.
+            `tokens`, `labels` and `position_ids`, each int64 [micro_batch_size, seq_length / CP], and
+            `loss_mask`, float32 of the same shape, 0 where the label is padding.
         """
         if self._pool is None:
             for start in self._starts():
@@ -86,10 +86,11 @@ class Loader:
 
     def _batch(self, packed: torch.Tensor) -> dict[str, torch.Tensor]:
         packed = packed.to(self._layout.device, non_blocking=True)
-        tokens, labels = packed[:, :-1].clamp(min=0), packed[:, 1:].clamp(min=0)
+        positions = self._layout.positions(packed.shape[1] - 1)
+        tokens, labels = packed[:, positions], packed[:, positions + 1]
         return {
-            "tokens": tokens,
-            "labels": labels,
-            "position_ids": torch.arange(tokens.shape[1], device=packed.device).expand_as(tokens),
-            "loss_mask": (packed[:, 1:] >= 0).float(),
+            "tokens": tokens.clamp(min=0),
+            "labels": labels.clamp(min=0),
+            "position_ids": positions.expand_as(tokens),
+            "loss_mask": (labels >= 0).float(),
         }

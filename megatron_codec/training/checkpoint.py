@@ -11,6 +11,7 @@ that is killed at any moment leaves the one before it usable.
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def exists(folder: str | Path) -> bool:
 def save(
     folder: str | Path,
     description: Description,
-    module: GPTModel,
+    chunks: Sequence[GPTModel],
     optimizer: MegatronOptimizer,
     schedule: OptimizerParamScheduler,
     layout: Layout,
@@ -126,7 +127,7 @@ def save(
         partial.mkdir(parents=True)
     torch.distributed.barrier()
     dist_checkpointing.save(
-        _state(module, optimizer, schedule), str(partial), content_metadata=dict(_METADATA)
+        _state(chunks, optimizer, schedule), str(partial), content_metadata=dict(_METADATA)
     )
     torch.distributed.barrier()
     if layout.is_main:
@@ -139,20 +140,27 @@ def save(
     return final
 
 
-def load_weights(checkpoint: Path, module: GPTModel) -> None:
-    """Fills the module's weights from a checkpoint that may have been written under any layout."""
-    loaded = _load({"model": _model_state(module)}, checkpoint)
-    module.load_state_dict(loaded["model"])
+def load_weights(checkpoint: Path, chunks: Sequence[GPTModel]) -> None:
+    """Fills the weights of all pieces from a checkpoint that may have been written under any layout."""
+    _fill(chunks, _load(_model_state(chunks), checkpoint))
 
 
 def load(
-    checkpoint: Path, module: GPTModel, optimizer: MegatronOptimizer, schedule: OptimizerParamScheduler
+    checkpoint: Path,
+    chunks: Sequence[GPTModel],
+    optimizer: MegatronOptimizer,
+    schedule: OptimizerParamScheduler,
 ) -> None:
     """Fills weights, optimizer and schedule, so that training goes on as if it had never stopped."""
-    loaded = _load(_state(module, optimizer, schedule, is_loading=True), checkpoint)
-    module.load_state_dict(loaded["model"])
+    loaded = _load(_state(chunks, optimizer, schedule, is_loading=True), checkpoint)
+    _fill(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
     schedule.load_state_dict(loaded["schedule"])
+
+
+def _fill(chunks: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        chunk.load_state_dict(loaded[name])
 
 
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -175,19 +183,27 @@ def _name(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
-def _model_state(module: GPTModel) -> dict[str, Any]:
-    return module.sharded_state_dict(metadata=dict(_METADATA))
+def _names(chunks: Sequence[GPTModel]) -> list[str]:
+    """Megatron-Core's optimizer looks for the pieces of an interleaved model under these names."""
+    return ["model"] if len(chunks) == 1 else [f"model{number}" for number in range(len(chunks))]
+
+
+def _model_state(chunks: Sequence[GPTModel]) -> dict[str, Any]:
+    return {
+        name: chunk.sharded_state_dict(metadata=dict(_METADATA))
+        for name, chunk in zip(_names(chunks), chunks, strict=True)
+    }
 
 
 def _state(
-    module: GPTModel,
+    chunks: Sequence[GPTModel],
     optimizer: MegatronOptimizer,
     schedule: OptimizerParamScheduler,
     is_loading: bool = False,
 ) -> dict[str, Any]:
-    model_state = _model_state(module)
+    model_state = _model_state(chunks)
     return {
-        "model": model_state,
+        **model_state,
         "optimizer": optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=dict(_METADATA)
         ),

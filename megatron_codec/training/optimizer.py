@@ -1,5 +1,7 @@
 """The optimizer (Megatron-Core's distributed AdamW) and the schedule of its learning rate."""
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
@@ -12,23 +14,30 @@ from megatron_codec.parallel import Layout
 from megatron_codec.training.adam import Adam
 
 
-def data_parallel(module: GPTModel, parallel: ParallelConfig, layout: Layout) -> DistributedDataParallel:
-    """Wraps the module so that gradients are summed in fp32 over the data-parallel group."""
-    return DistributedDataParallel(
-        config=module.config,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=parallel.overlap_grad_reduce,
-            overlap_param_gather=parallel.overlap_param_gather,
-            use_distributed_optimizer=True,
-        ),
-        module=module,
-        pg_collection=layout.groups,
-    )
+def data_parallel(
+    chunks: Sequence[GPTModel], parallel: ParallelConfig, layout: Layout
+) -> list[DistributedDataParallel]:
+    """Wraps each piece of the model so that gradients are summed in fp32 over the data-parallel group."""
+    return [
+        DistributedDataParallel(
+            config=chunk.config,
+            ddp_config=DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_grad_reduce,
+                overlap_param_gather=parallel.overlap_param_gather,
+                use_distributed_optimizer=True,
+            ),
+            module=chunk,
+            # The gradients of later pieces are complete long before the step ends: nothing waits for them.
+            disable_bucketing=number > 0,
+            pg_collection=layout.groups,
+        )
+        for number, chunk in enumerate(chunks)
+    ]
 
 
 def build_optimizer(
-    model: DistributedDataParallel, training: TrainingConfig, parallel: ParallelConfig
+    model: list[DistributedDataParallel], training: TrainingConfig, parallel: ParallelConfig
 ) -> MegatronOptimizer:
     """AdamW whose state is spread over the data-parallel group; TE's or apex's fused Adam where present."""
     platform.install_adam(Adam)
@@ -47,7 +56,7 @@ def build_optimizer(
             use_distributed_optimizer=True,
             overlap_param_gather=parallel.overlap_param_gather,
         ),
-        [model],
+        [*model],
     )
 
 

@@ -51,19 +51,23 @@ def pretrain(config: PretrainConfig) -> float | None:
             flush=True,
         )
     megatron = transformer_config(config.model, config.parallel, config.training, layout)
-    module = build_model(megatron, config.model, tokenizer.num_tokens, layout).to(layout.device)
+    chunks = [
+        build_model(megatron, config.model, tokenizer.num_tokens, layout, chunk=number).to(layout.device)
+        for number in range(layout.vp)
+    ]
     if start is None:
-        initialize_weights(module, config.model, layout, config.training.seed)
+        for chunk in chunks:
+            initialize_weights(chunk, config.model, layout, config.training.seed)
     elif config.checkpoint.finetune:
-        checkpoint.load_weights(start, module)
-    model = data_parallel(module, config.parallel, layout)
+        checkpoint.load_weights(start, chunks)
+    model = data_parallel(chunks, config.parallel, layout)
     optimizer = build_optimizer(model, config.training, config.parallel)
     schedule = build_schedule(optimizer, config.training)
     connect(model, optimizer)
 
     iteration = 0
     if start is not None and not config.checkpoint.finetune:
-        checkpoint.load(start, module, optimizer, schedule)
+        checkpoint.load(start, chunks, optimizer, schedule)
         iteration = Description.read(start).iteration
 
     train = Loader(
@@ -87,7 +91,7 @@ def pretrain(config: PretrainConfig) -> float | None:
                 consumed_samples=iteration * config.training.global_batch_size,
                 bf16=config.training.bf16,
             ),
-            module,
+            chunks,
             optimizer,
             schedule,
             layout,
@@ -103,7 +107,8 @@ def pretrain(config: PretrainConfig) -> float | None:
         metrics.evaluation(iteration, loss, name)
         return loss
 
-    model.train()
+    for chunk in model:
+        chunk.train()
     while iteration < config.training.train_iters and not stop.requested():
         learning_rate = optimizer.param_groups[0]["lr"]
         result = train_step(model, optimizer, schedule, train, iteration, config.training, layout)

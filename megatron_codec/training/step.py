@@ -1,8 +1,10 @@
 """One training step, and one evaluation, through Megatron-Core's pipeline schedules."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
@@ -33,33 +35,45 @@ class StepResult:
     data_wait: float = 0.0
 
 
-def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module):
+def forward_step(batches: Iterator[dict[str, Tensor]], model: torch.nn.Module, layout: Layout):
     """Megatron-Core's contract: returns the output and a function from it to (loss, what to report)."""
     batch = next(batches)
     # The attention computes its causal mask itself.
     losses = model(batch["tokens"], batch["position_ids"], attention_mask=None, labels=batch["labels"])
-    return losses, partial(_masked_mean, loss_mask=batch["loss_mask"])
+    return losses, partial(_masked_mean, loss_mask=batch["loss_mask"], layout=layout)
 
 
-def _masked_mean(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _masked_mean(losses: Tensor, loss_mask: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
     nats, tokens = (losses.float() * loss_mask).sum(), loss_mask.sum()
-    # The schedule divides the loss in place by the number of micro-batches; what is reported stays as it is.
-    return nats / tokens.clamp(min=1), {"nats": nats.detach(), "tokens": tokens}
+    of_sequences = tokens
+    if layout.cp > 1:  # each context-parallel rank has the losses of its part of the sequences
+        of_sequences = tokens.clone()
+        torch.distributed.all_reduce(of_sequences, group=layout.groups.cp)
+    # The schedule multiplies the loss by CP, since gradients are averaged over DP x CP, and divides it in
+    # place by the number of micro-batches; what is reported stays as it is.
+    return nats / of_sequences.clamp(min=1), {"nats": nats.detach(), "tokens": tokens}
 
 
-def connect(model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+def connect(model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
     """Tells the schedules how to reduce gradients and where the optimizer wants them."""
-    config = model.config
+    config: Any = model[0].config  # the one of all pieces; its annotations know no lists of functions
+    settings = model[0].ddp_config
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_model_grads
-    if model.ddp_config.overlap_grad_reduce:
-        config.no_sync_func = model.no_sync
-    if model.ddp_config.overlap_param_gather:
-        config.param_sync_func = model.start_param_sync
+
+    def of_each(functions: list):
+        return functions if len(functions) > 1 else functions[0]
+
+    if settings.overlap_grad_reduce:
+        config.no_sync_func = of_each([chunk.no_sync for chunk in model])
+        if len(model) > 1:  # all stages start the reduction of a piece together
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in model]
+    if settings.overlap_param_gather:
+        config.param_sync_func = of_each([chunk.start_param_sync for chunk in model])
 
 
 def train_step(
-    model: DistributedDataParallel,
+    model: list[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     schedule: OptimizerParamScheduler,
     loader: Loader,
@@ -68,7 +82,8 @@ def train_step(
     layout: Layout,
 ) -> StepResult:
     """Forward and backward over all micro-batches, reduction, clipping, update."""
-    model.zero_grad_buffer()
+    for chunk in model:
+        chunk.zero_grad_buffer()
     optimizer.zero_grad()
     waited = loader.waited
     reports = _run_schedule(model, loader, iteration, training, layout, forward_only=False)
@@ -84,33 +99,37 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    model: DistributedDataParallel,
+    model: list[DistributedDataParallel],
     loader: Loader,
     iterations: int,
     training: TrainingConfig,
     layout: Layout,
 ) -> float:
     """Mean nats a token over the first `iterations` global batches of held-out rows."""
-    model.eval()
+    for chunk in model:
+        chunk.eval()
     total = torch.zeros(2, dtype=torch.float64, device=layout.device)
     for i in range(iterations):
         total += _total(_run_schedule(model, loader, i, training, layout, forward_only=True), layout)
-    model.train()
+    for chunk in model:
+        chunk.train()
     return _mean_over_world(total)
 
 
 def _run_schedule(
-    model: DistributedDataParallel,
+    model: list[DistributedDataParallel],
     loader: Loader,
     iteration: int,
     training: TrainingConfig,
     layout: Layout,
     forward_only: bool,
 ) -> list[dict[str, Tensor]]:
+    # Every piece of the model takes each micro-batch; the loader reads it once.
+    batches = itertools.tee(loader.step(iteration), len(model))
     return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=loader.step(iteration),
-        model=model,
+        forward_step_func=partial(forward_step, layout=layout),
+        data_iterator=list(batches) if len(model) > 1 else batches[0],
+        model=[*model] if len(model) > 1 else model[0],  # the elements are of a wider type there
         num_microbatches=training.num_microbatches(layout.dp),
         seq_length=loader.samples.seq_length,
         micro_batch_size=training.micro_batch_size,

@@ -16,7 +16,7 @@ from megatron_codec.inference import Engine, Sampling
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
 from megatron_codec.model.llama import named_parameters
-from megatron_codec.parallel import shut_down
+from megatron_codec.parallel import Layout, context_parallel_positions, shut_down
 from megatron_codec.training import checkpoint, pretrain
 from megatron_codec.training.batches import Loader
 
@@ -95,13 +95,25 @@ def hash_of(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
+def of_all_ranks(part: Tensor, layout: Layout) -> Tensor:
+    """The whole sequences, [b, s], of which each context-parallel rank has [b, s / CP]."""
+    parts = [torch.empty_like(part) for _ in range(layout.cp)]
+    torch.distributed.all_gather(parts, part, group=layout.groups.cp)
+    length = part.shape[1] * layout.cp
+    whole = part.new_empty(len(part), length)
+    for rank, found in enumerate(parts):
+        whole[:, context_parallel_positions(length, layout.cp, rank, part.device)] = found
+    return whole
+
+
 def _recording_rows(microbatches, rows: list[list[str]]):
-    def recorded(*args):
+    def recorded(loader, *args):
         if torch.is_grad_enabled():
             rows.append([])
-        for batch in microbatches(*args):
+        for batch in microbatches(loader, *args):
             if torch.is_grad_enabled():
-                rows[-1] += map(hash_of, torch.cat([batch["tokens"], batch["labels"]], dim=1))
+                whole = [of_all_ranks(batch[name], loader._layout) for name in ("tokens", "labels")]
+                rows[-1] += map(hash_of, torch.cat(whole, dim=1))
             yield batch
 
     return recorded

@@ -17,6 +17,11 @@ LAYOUTS = {
     "TP=2": (2, ["--tensor-model-parallel-size", "2"]),
     "PP=2": (2, ["--pipeline-model-parallel-size", "2"]),
     "DP=2": (2, []),
+    "PP=2 interleaved": (
+        2,
+        ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"],
+    ),
+    "CP=2": (2, ["--context-parallel-size", "2"]),
 }
 STOP_AT = SAVED_AT + 4
 AFTER = list(range(SAVED_AT + 1, STOP_AT + 1))
@@ -59,7 +64,7 @@ def logs(corpus, trained, tmp_path_factory):
         ]
         for size in (1, 2)
     }
-    run(2, [*map(write, ("TP=2", "PP=2", "DP=2")), *reading[2], whole])
+    run(2, [*map(write, (name for name, (size, _) in LAYOUTS.items() if size == 2)), *reading[2], whole])
     files["bf16"], files["bf16 resumed"] = folder / "metrics.jsonl", folder / "bf16.jsonl"
     run(1, [*reading[1], [*read(folder, "one process", files["bf16 resumed"]), "--bf16"]])
     return {name: read_metrics(file) for name, file in files.items()}

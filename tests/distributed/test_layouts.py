@@ -15,22 +15,45 @@ from tests.tiny import FLAGS, SAVED_AT, STEPS, assert_same_course, read_metrics
 pytestmark = pytest.mark.timeout(600)  # one start of processes runs through many layouts
 TP = ["--tensor-model-parallel-size", "2"]
 PP = ["--pipeline-model-parallel-size", "2"]
+VP = [*PP, "--num-virtual-stages-per-pipeline-rank", "2"]
+CP = ["--context-parallel-size", "2"]
+OVERLAP = ["--overlap-grad-reduce", "--overlap-param-gather"]
+SELECTIVE = ["--recompute-granularity", "selective", "--recompute-modules", "mlp", "layernorm"]
 LAYOUTS = {
     "TP=2": (2, TP),
     "PP=2": (2, PP),
     "DP=2": (2, []),
     "TP=2, sequence parallel": (2, [*TP, "--sequence-parallel"]),
-    "DP=2, overlapped": (2, ["--overlap-grad-reduce", "--overlap-param-gather"]),
+    "DP=2, overlapped": (2, OVERLAP),
     "PP=2, recomputed": (2, [*PP, "--recompute-granularity", "full"]),
+    "PP=2 interleaved": (2, VP),
+    "CP=2": (2, CP),
+    "TP=2, MLP and norms recomputed": (2, [*TP, *SELECTIVE]),
     "TP=2, PP=2": (4, [*TP, *PP]),
     "TP=2, PP=2, sequence parallel": (4, [*TP, *PP, "--sequence-parallel"]),
     "TP=2, DP=2": (4, TP),
     "PP=2, DP=2": (4, PP),
+    "TP=4": (4, ["--tensor-model-parallel-size", "4"]),
+    "TP=4, sequence parallel": (4, ["--tensor-model-parallel-size", "4", "--sequence-parallel"]),
+    "PP=4": (4, ["--pipeline-model-parallel-size", "4"]),
+    "DP=4, overlapped": (4, OVERLAP),
+    "TP=2, DP=2, sequence parallel": (4, [*TP, "--sequence-parallel"]),
+    "TP=2, PP=2 interleaved, sequence parallel": (4, [*TP, *VP, "--sequence-parallel"]),
+    "PP=2 interleaved, DP=2, overlapped": (4, [*VP, *OVERLAP]),
+    "CP=2, DP=2": (4, CP),
+    "CP=2, PP=2": (4, [*CP, *PP]),
+    "CP=2, TP=2, sequence parallel": (4, [*CP, *TP, "--sequence-parallel"]),
+    "CP=4": (4, ["--context-parallel-size", "4"]),
 }
 LARGE_LAYOUTS = {
     "TP=2, PP=2, DP=2": (8, [*TP, *PP]),
     "TP=4, DP=2": (8, ["--tensor-model-parallel-size", "4"]),
     "PP=4, DP=2": (8, ["--pipeline-model-parallel-size", "4"]),
+    "TP=2, PP=2 interleaved, CP=2, sequence parallel": (8, [*TP, *VP, *CP, "--sequence-parallel"]),
+    "TP=2, CP=2, DP=2": (8, [*TP, *CP]),
+    "TP=4, PP=2": (8, ["--tensor-model-parallel-size", "4", *PP]),
+    "TP=2, PP=4": (8, [*TP, "--pipeline-model-parallel-size", "4"]),
+    "DP=8, overlapped": (8, OVERLAP),
 }
 
 
@@ -64,10 +87,11 @@ def check(layout, run_all, trained):
 
     config = parse_pretrain(flags).parallel
     tp, pp = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    vp = config.num_virtual_stages_per_pipeline_rank
     for step in range(STEPS):
         # Ranks of one model replica read the same samples; the replicas together read those of one process.
         replicas = {tuple(rank["rows"][step]) for rank in ranks}
-        assert len(replicas) == world_size // (tp * pp)
+        assert len(replicas) == world_size // config.model_parallel_size
         assert sorted(row for rows in replicas for row in rows) == sorted(trained.rows[step])
 
     whole = initial_weights()
@@ -76,7 +100,7 @@ def check(layout, run_all, trained):
         expected = {
             name: hash_of(part_of(name, tensor, tp, tp_rank))
             for name, tensor in whole.items()
-            if is_on_stage(name, pp, pp_rank)
+            if is_on_stage(name, pp, vp, pp_rank)
         }
         assert rank["weights"] == expected
 
@@ -97,9 +121,9 @@ def part_of(name, tensor, tp, rank):
     return tensor.chunk(tp, dim=1 if "linear_proj" in name or "linear_fc2" in name else 0)[rank]
 
 
-def is_on_stage(name, pp, stage):
+def is_on_stage(name, pp, vp, stage):
     if "layers." in name:
-        return int(name.split(".")[2]) // (4 // pp) == stage
+        return int(name.split(".")[2]) // (4 // (pp * vp)) % pp == stage
     return stage == (0 if "embedding" in name else pp - 1)
 
 

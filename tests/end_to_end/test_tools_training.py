@@ -60,7 +60,8 @@ MISTAKES = {
         "{flags} --tensor-model-parallel-size 3 --pipeline-model-parallel-size 3 --log-interval 0 --lr nan "
         "--train-data-path {nothing} --load {empty} --save {save}",
         [
-            "4 processes: must be a multiple of TP x PP = 3 x 3 = 9; start 9 processes",
+            "4 processes: must be a multiple of --tensor-model-parallel-size 3 x "
+            "--pipeline-model-parallel-size 3 = 9; start 9 processes",
             "--tensor-model-parallel-size 3: must divide --num-attention-heads 4; use one of 1, 2, 4",
             "--tensor-model-parallel-size 3: must divide --ffn-hidden-size 160; use one of 1, 2, 4, 5",
             "--tensor-model-parallel-size 3: must divide --make-vocab-size-divisible-by 128; use one",
@@ -139,7 +140,7 @@ MISTAKES = {
             "--prompt-image {nothing}: cannot be read",
             "--prompt-image {picture}: has the name of another prompt picture, and samples are named after "
             "them; rename",
-            "1 processes: must be a multiple of TP x PP = 3 x 1 = 3; start 3",
+            "1 processes: must be a multiple of --tensor-model-parallel-size 3 = 3; start 3",
             "--tensor-model-parallel-size 3: must divide --num-attention-heads 4; use one of 1, 2, 4",
             "--tensor-model-parallel-size 3: must divide --ffn-hidden-size 160; use one",
             "--tensor-model-parallel-size 3: must divide --make-vocab-size-divisible-by 128; use one",

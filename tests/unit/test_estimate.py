@@ -95,7 +95,7 @@ def _measure(command_line: list[str]) -> dict[str, Any]:
         transformer_config(model, config.parallel, training, layout), model, NUM_TOKENS, layout
     )
     torch.manual_seed(layout.rank)
-    wrapped = data_parallel(module, config.parallel, layout)
+    wrapped = data_parallel([module], config.parallel, layout)
     optimizer = build_optimizer(wrapped, training, config.parallel)
     weights = storages(module.parameters())
     gradients = storages(parameter.main_grad for parameter in module.parameters())
@@ -110,7 +110,7 @@ def _measure(command_line: list[str]) -> dict[str, Any]:
     kept = []
 
     def forward(batches, model):
-        losses, mean = step.forward_step(batches, model)
+        losses, mean = step.forward_step(batches, model, layout)
         kept.append(live.now)
         return losses, mean
 
@@ -118,7 +118,7 @@ def _measure(command_line: list[str]) -> dict[str, Any]:
         step.get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iter(batches),
-            model=wrapped,
+            model=wrapped[0],
             num_microbatches=len(batches),
             seq_length=model.seq_length,
             micro_batch_size=training.micro_batch_size,

@@ -93,8 +93,6 @@ def test_attention_refuses_what_it_would_ignore(layout, random):
         attention(SdpaAttention, config_of(attention_dropout=0.1), rotary=rotary)
     with pytest.raises(ValueError, match="attention_type='cross'"):
         attention(SdpaAttention, config_of(), rotary=rotary, attention_type="cross")
-    with pytest.raises(ValueError, match="context_parallel_size=2"):
-        attention(SdpaAttention, config_of(context_parallel_size=2), rotary=rotary)
     module = attention(SdpaAttention, config_of(), rotary=rotary)
     query, key, value = (random(5, 1, HEADS, WIDTH) for _ in range(3))
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)

@@ -106,7 +106,7 @@ after = [dict(vars(place)) for place in places]
 for place, old, new in zip(places, before, after):
     changed = [name for name in old if new.get(name) is not old[name]]
     assert not changed, (place, changed)
-print(found.backend, found.device, "nothing patched" in found.description)
+print(found.backend, found.device, "nothing of torch patched" in found.description)
 """
     assert run_python(code) == "nccl cuda:3 True"
 
