@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatron_codec import parallel
 from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
 from megatron_codec.model import build_model, initialize_weights, transformer_config
-from megatron_codec.model.llama import named_parameters
+from megatron_codec.model.weights import named_parameters
 
 NUM_TOKENS = 322
 # Initial weights ten times the usual ones, so that attention is far from uniform and logits are of order 1.

@@ -1,44 +1,46 @@
 """Llama-2 on Megatron-Core's GPTModel: RMSNorm, RoPE, SwiGLU, no bias, untied embeddings.
 
 Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models" (2023), section 2.2.
-
-Initial weights depend on the seed and the parameter's name only: each whole matrix is drawn from a
-generator of its own and cut for this process, so every TP x PP x DP layout starts from the same model.
 """
 
 # Megatron-Core's annotations are narrower than what its own specs put there.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
-import hashlib
-import math
-import re
-from collections.abc import Iterator
-
 import torch
+from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_codec import platform
-from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
+from megatron_codec.config import Fp8Config, ModelConfig, ParallelConfig, TrainingConfig
+from megatron_codec.model.fp8 import emulated_linears
 from megatron_codec.model.layers import RMSNorm, Rotary, SdpaAttention, SwiGLU
 from megatron_codec.parallel import Layout
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, layout: Layout
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    training: TrainingConfig,
+    layout: Layout,
+    fp8: Fp8Config | None = None,
 ) -> TransformerConfig:
     """Our configuration in Megatron-Core's words."""
+    fp8 = fp8 or Fp8Config()
     cuda = layout.device.type == "cuda"
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     full = training.recompute_granularity == "full"
@@ -74,6 +76,16 @@ def transformer_config(
         apply_rope_fusion=cuda and platform.prepare().transformer_engine,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
+        # Of an emulation Megatron-Core knows nothing but which layers it leaves out.
+        fp8=None if fp8.fp8_emulation else fp8.fp8_format,
+        fp8_recipe=fp8.fp8_recipe,
+        fp8_margin=fp8.fp8_margin,
+        fp8_amax_history_len=fp8.fp8_amax_history_len,
+        fp8_amax_compute_algo=fp8.fp8_amax_compute_algo,
+        fp8_wgrad=fp8.fp8_wgrad,
+        first_last_layers_bf16=fp8.first_last_layers_bf16,
+        num_layers_at_start_in_bf16=fp8.num_layers_at_start_in_bf16,
+        num_layers_at_end_in_bf16=fp8.num_layers_at_end_in_bf16,
         recompute_granularity=training.recompute_granularity,
         recompute_method=(training.recompute_method or "uniform") if full else None,
         recompute_num_layers=(training.recompute_num_layers or 1) if full else None,
@@ -106,6 +118,7 @@ def build_model(
     layout: Layout,
     core_attention: type | None = None,
     chunk: int = 0,
+    fp8: Fp8Config | None = None,
 ) -> "Llama":
     """One of the pieces of the decoder that this process holds, with weights not yet set.
 
@@ -114,22 +127,34 @@ def build_model(
         chunk: which piece; there are `layout.vp`, and one unless pipeline stages are interleaved.
         core_attention: stands in for the attention of training: the engine's attention with its cache.
             Like `SdpaAttention` it is given the `Rotary` and applies it.
+        fp8: emulated where it says so; Transformer Engine's is in `config`.
     """
-    fused = platform.prepare().transformer_engine
+    emulation = fp8 if fp8 and fp8.fp8_format and fp8.fp8_emulation else None
+    fused = platform.prepare().transformer_engine and emulation is None
     if core_attention is None and not fused:
         core_attention = SdpaAttention
-    layer = get_gpt_layer_with_transformer_engine_spec() if fused else _plain_layer()
+    vp_stage = chunk if layout.vp > 1 else None
+    if fused:
+        layers = [get_gpt_layer_with_transformer_engine_spec()]
+        spec = layers[0]
+    else:
+        # Given a bare layer spec, Megatron-Core would choose the final norm by itself.
+        first = get_transformer_layer_offset(config, vp_stage)
+        numbers = range(first, first + config.num_layers // (layout.pp * layout.vp))
+        layers = [
+            _plain_layer(None if is_first_last_bf16_layer(config, number) else emulation)
+            for number in numbers
+        ]
+        spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
     if core_attention is not None:
-        layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
+        attention = ModuleSpec(
             module=core_attention, params={"rotary": Rotary(config.kv_channels, model.rotary_base)}
         )
-    if not fused:
-        # Given a bare layer spec, Megatron-Core would choose the final norm by itself.
-        layers = [layer] * (config.num_layers // (layout.pp * layout.vp))
-        layer = TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+        for layer in layers:
+            layer.submodules.self_attention.submodules.core_attention = attention
     return Llama(
         config=config,
-        transformer_layer_spec=layer,
+        transformer_layer_spec=spec,
         vocab_size=model.padded_vocab_size(num_tokens),
         max_sequence_length=model.seq_length,
         pre_process=layout.has_embedding(chunk),
@@ -138,12 +163,13 @@ def build_model(
         position_embedding_type="rope" if core_attention is None else "none",
         rotary_base=model.rotary_base,
         pg_collection=layout.groups,
-        vp_stage=chunk if layout.vp > 1 else None,
+        vp_stage=vp_stage,
     )
 
 
-def _plain_layer() -> ModuleSpec:
+def _plain_layer(emulation: Fp8Config | None = None) -> ModuleSpec:
     """A layer of Megatron-Core's own modules and ours, for where Transformer Engine is not installed."""
+    by_rows, by_columns = (ModuleSpec(kind, params=params) for kind, params in emulated_linears(emulation))
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -152,18 +178,16 @@ def _plain_layer() -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=by_rows,
                     core_attention=SdpaAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=by_columns,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=SwiGLU
-                ),
+                submodules=MLPSubmodules(linear_fc1=by_rows, linear_fc2=by_columns, activation_func=SwiGLU),
             ),
             mlp_bda=get_bias_dropout_add,
             # The names that the checkpoint has under Transformer Engine, so that both read each other's.
@@ -173,46 +197,3 @@ def _plain_layer() -> ModuleSpec:
             },
         ),
     )
-
-
-@torch.no_grad()
-def initialize_weights(module: GPTModel, model: ModelConfig, layout: Layout, seed: int) -> None:
-    """Sets this process's cut of the initial weights: normal for matrices, one for norms."""
-    output_std = model.init_method_std / math.sqrt(2 * model.num_layers)
-    for name, parameter in named_parameters(module):
-        if parameter.dim() == 1:
-            parameter.fill_(1.0)
-            continue
-        std = (
-            output_std
-            if name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-            else model.init_method_std
-        )
-        dim = getattr(parameter, "partition_dim", -1)
-        cut = dim >= 0 and layout.tp > 1
-        shape = list(parameter.shape)
-        if cut:
-            shape[dim] *= layout.tp
-        generator = torch.Generator(device=parameter.device).manual_seed(_seed_of(seed, name))
-        whole = torch.empty(shape, dtype=torch.float32, device=parameter.device)
-        whole.normal_(0.0, std, generator=generator)
-        if cut:
-            # A SwiGLU matrix is [gate; up]: each rank holds its part of both (stride 2).
-            stride = 2 if name.endswith("linear_fc1.weight") else 1
-            pieces = whole.chunk(stride, dim)
-            whole = torch.cat([piece.chunk(layout.tp, dim)[layout.tp_rank] for piece in pieces], dim)
-        parameter.copy_(whole)
-
-
-def named_parameters(module: GPTModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yields (name, parameter) with the layer's number in the whole model, whatever stage holds it."""
-    offset = int(module.decoder.layers[0].layer_number) - 1
-    for name, parameter in module.named_parameters():
-        yield (
-            re.sub(r"(?<=decoder\.layers\.)\d+", lambda number: str(int(number.group()) + offset), name),
-            parameter,
-        )
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_codec.config import ModelConfig
 from megatron_codec.errors import UserError
 from megatron_codec.files import whole_file, write_json
+from megatron_codec.model import DelayedScales
 from megatron_codec.parallel import Layout
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Description:
         iteration: steps done.
         consumed_samples: sequences seen.
         bf16: whether the weights are stored in bfloat16.
+        fp8: the FP8 settings that it was trained with, or None.
     """
 
     model: ModelConfig
@@ -62,6 +64,7 @@ class Description:
     iteration: int
     consumed_samples: int
     bf16: bool
+    fp8: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Description":
@@ -72,6 +75,7 @@ class Description:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values["model"] = ModelConfig(**values["model"])
+            values.setdefault("fp8", None)  # of checkpoints from before there was FP8
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -112,6 +116,7 @@ def save(
     chunks: Sequence[GPTModel],
     optimizer: MegatronOptimizer,
     schedule: OptimizerParamScheduler,
+    scales: DelayedScales,
     layout: Layout,
 ) -> Path:
     """Writes a checkpoint; every process calls it.
@@ -126,9 +131,8 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     torch.distributed.barrier()
-    dist_checkpointing.save(
-        _state(chunks, optimizer, schedule), str(partial), content_metadata=dict(_METADATA)
-    )
+    state = _state(chunks, optimizer, schedule) | {"fp8": scales.sharded_state_dict()}
+    dist_checkpointing.save(state, str(partial), content_metadata=dict(_METADATA))
     torch.distributed.barrier()
     if layout.is_main:
         write_json(partial / DESCRIPTION, asdict(description))
@@ -156,6 +160,12 @@ def load(
     _fill(chunks, loaded)
     optimizer.load_state_dict(loaded["optimizer"])
     schedule.load_state_dict(loaded["schedule"])
+
+
+def load_scales(checkpoint: Path, scales: DelayedScales) -> None:
+    """Fills the scales of emulated FP8, for a checkpoint that was trained with the same settings of it."""
+    if scales.scales:
+        scales.load_state_dict(_load({"fp8": scales.sharded_state_dict()}, checkpoint)["fp8"])
 
 
 def _fill(chunks: Sequence[GPTModel], loaded: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from megatron_codec import parallel
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import UserError, collecting, raise_all
-from megatron_codec.model import build_model, initialize_weights, transformer_config
+from megatron_codec.model import DelayedScales, build_model, initialize_weights, transformer_config
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training import checkpoint
@@ -50,9 +50,11 @@ def pretrain(config: PretrainConfig) -> float | None:
             f" {parallel.PLATFORM.description}\n {layout}, {torch.get_num_threads()} threads a process",
             flush=True,
         )
-    megatron = transformer_config(config.model, config.parallel, config.training, layout)
+    megatron = transformer_config(config.model, config.parallel, config.training, layout, config.fp8)
     chunks = [
-        build_model(megatron, config.model, tokenizer.num_tokens, layout, chunk=number).to(layout.device)
+        build_model(megatron, config.model, tokenizer.num_tokens, layout, chunk=number, fp8=config.fp8).to(
+            layout.device
+        )
         for number in range(layout.vp)
     ]
     if start is None:
@@ -63,12 +65,17 @@ def pretrain(config: PretrainConfig) -> float | None:
     model = data_parallel(chunks, config.parallel, layout)
     optimizer = build_optimizer(model, config.training, config.parallel)
     schedule = build_schedule(optimizer, config.training)
+    scales = DelayedScales(chunks, layout)
+    fp8 = asdict(config.fp8) if config.fp8.fp8_format else None
     connect(model, optimizer)
 
     iteration = 0
     if start is not None and not config.checkpoint.finetune:
+        before = Description.read(start)
         checkpoint.load(start, chunks, optimizer, schedule)
-        iteration = Description.read(start).iteration
+        if before.fp8 == fp8:  # else the scales start anew, as at the start of a run
+            checkpoint.load_scales(start, scales)
+        iteration = before.iteration
 
     train = Loader(
         corpora.train, config.training, layout, config.data.num_workers, config.training.train_iters - 1
@@ -90,10 +97,12 @@ def pretrain(config: PretrainConfig) -> float | None:
                 iteration=iteration,
                 consumed_samples=iteration * config.training.global_batch_size,
                 bf16=config.training.bf16,
+                fp8=fp8,
             ),
             chunks,
             optimizer,
             schedule,
+            scales,
             layout,
         )
         metrics.say(f"saved {folder}")
@@ -112,6 +121,7 @@ def pretrain(config: PretrainConfig) -> float | None:
     while iteration < config.training.train_iters and not stop.requested():
         learning_rate = optimizer.param_groups[0]["lr"]
         result = train_step(model, optimizer, schedule, train, iteration, config.training, layout)
+        scales.update()
         iteration += 1
         metrics.step(iteration, learning_rate, result)
         if iteration % config.logging.eval_interval == 0 and iteration < config.training.train_iters:

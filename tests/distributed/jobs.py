@@ -15,7 +15,7 @@ from megatron_codec.flags import parse_pretrain
 from megatron_codec.inference import Engine, Sampling
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
-from megatron_codec.model.llama import named_parameters
+from megatron_codec.model.weights import named_parameters
 from megatron_codec.parallel import Layout, context_parallel_positions, shut_down
 from megatron_codec.training import checkpoint, pretrain
 from megatron_codec.training.batches import Loader

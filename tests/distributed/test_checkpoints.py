@@ -38,7 +38,8 @@ def logs(corpus, trained, tmp_path_factory):
     """What runs logged that went on from a checkpoint, by (layout that wrote it, layout that read it).
 
     In bf16 one pair is enough: data parallelism changes nothing that bf16 rounds, so its run that never
-    stopped (under the key "bf16") can be held to the tolerance of fp32.
+    stopped (under the key "bf16") can be held to the tolerance of fp32. Of emulated FP8, whose scales are
+    part of the checkpoint, an interleaved pipeline goes on as itself.
     """
     folder = tmp_path_factory.mktemp("checkpoints")
     saved = {name: folder / f"written under {name}" for name in LAYOUTS} | {"one process": trained.folder}
@@ -64,9 +65,24 @@ def logs(corpus, trained, tmp_path_factory):
         ]
         for size in (1, 2)
     }
-    run(2, [*map(write, (name for name, (size, _) in LAYOUTS.items() if size == 2)), *reading[2], whole])
+    fp8 = [*LAYOUTS["PP=2 interleaved"][1], "--fp8-format", "hybrid", "--fp8-emulation"]
+    fp8 += ["--fp8-amax-history-len", "4", "--fp8-amax-compute-algo", "max"]
+    saved_fp8, log_fp8 = folder / "fp8", folder / "fp8.jsonl"
+    whole_fp8 = [*fp8, *READ, "--save", str(saved_fp8), "--save-interval", str(SAVED_AT)]
+    resumed_fp8 = [*fp8, *READ, "--load", str(saved_fp8 / f"iter_{SAVED_AT:07d}")]
+    run(
+        2,
+        [
+            *map(write, (name for name, (size, _) in LAYOUTS.items() if size == 2)),
+            *reading[2],
+            whole,
+            whole_fp8,
+        ],
+    )
+    run(2, [[*resumed_fp8, "--metrics-file", str(log_fp8)]])
     files["bf16"], files["bf16 resumed"] = folder / "metrics.jsonl", folder / "bf16.jsonl"
     run(1, [*reading[1], [*read(folder, "one process", files["bf16 resumed"]), "--bf16"]])
+    files["fp8"], files["fp8 resumed"] = saved_fp8 / "metrics.jsonl", log_fp8
     return {name: read_metrics(file) for name, file in files.items()}
 
 
@@ -80,6 +96,11 @@ def test_goes_on_under_another_layout(writer, reader, logs, trained):
 def test_bf16_goes_on_with_its_fp32_main_weights(logs):
     assert list(logs["bf16 resumed"]) == AFTER
     assert_same_course(logs["bf16 resumed"], logs["bf16"])
+
+
+def test_emulated_fp8_goes_on_with_its_scales(logs):
+    assert list(logs["fp8 resumed"]) == AFTER
+    assert_same_course(logs["fp8 resumed"], logs["fp8"], tolerance=1e-7)
 
 
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(corpus, trained, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.model.llama import named_parameters
+from megatron_codec.model.weights import named_parameters
 from tests.distributed.jobs import hash_of
 from tests.distributed.launch import launch
 from tests.llama import small_model
@@ -136,6 +136,25 @@ def test_layout_trains_the_model_of_one_process(layout, run_all, trained):
 @pytest.mark.parametrize("layout", LARGE_LAYOUTS)
 def test_eight_processes_train_the_model_of_one(layout, run_all, trained):
     check(layout, run_all, trained)
+
+
+def test_emulated_fp8_is_that_of_one_process(corpus, tmp_path):
+    """A pipeline rounds as one process does. Under TP sums have another order, and what lies at a border of
+    the format is rounded to another side: the same at first, and then another course near by."""
+    flags = [*corpus.flags, "--fp8-format", "hybrid", "--fp8-emulation"]
+    runs = {"whole": (1, []), "PP": (2, VP), "TP": (2, [*TP, "--sequence-parallel"])}
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in runs}
+    for size in (1, 2):
+        chosen = [
+            [*flags, *more, "--metrics-file", files[name]] for name, (n, more) in runs.items() if n == size
+        ]
+        launch("tests.distributed.jobs:train", size, command_lines=chosen)
+    whole = read_metrics(files["whole"])
+    assert_same_course(read_metrics(files["PP"]), whole)
+    cut = read_metrics(files["TP"])
+    assert_same_course({i: step for i, step in cut.items() if i <= 2}, whole)
+    for iteration, step in cut.items():
+        assert step["loss"] == pytest.approx(whole[iteration]["loss"], rel=1e-2)
 
 
 def test_no_two_steps_see_the_same_samples(trained):

@@ -12,6 +12,8 @@ from megatron_codec.errors import UserError, UserErrors, collecting, raise_all, 
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.presets import PRESETS, preset
 
+EMULATED = "--fp8-format hybrid --fp8-emulation"
+
 
 def faults_of(*arguments: str, world_size: int = 1) -> list[str]:
     config = parse_pretrain(["--data-path", "p", *arguments])
@@ -156,6 +158,23 @@ def test_the_remedy_of_a_batch_is_a_legal_batch():
         ("--adam-beta2 1", "--adam-beta2 1.0: must be at least 0 and below 1"),
         ("--clip-grad -1", "--clip-grad -1.0: must be at least 0"),
         ("--seed -1", "--seed -1: must be at least 0 and below 4294967296"),
+        ("--fp8-emulation", "--fp8-emulation: needs --fp8-format; add --fp8-format hybrid"),
+        (f"{EMULATED} --fp8-margin -1", "--fp8-margin -1: must be at least 0"),
+        (f"{EMULATED} --fp8-amax-history-len 0", "--fp8-amax-history-len 0: must be at least 1"),
+        (f"{EMULATED} --first-last-layers-bf16", "--first-last-layers-bf16: is not possible with .* delayed"),
+        (
+            f"{EMULATED} --fp8-recipe mxfp8 --fp8-margin 1",
+            "--fp8-margin 1: means nothing to --fp8-recipe mxfp8; leave it out, or use --fp8-recipe delayed",
+        ),
+        (f"{EMULATED} --fp8-recipe blockwise --no-fp8-wgrad", "--no-fp8-wgrad: means nothing to"),
+        (
+            f"{EMULATED} --fp8-recipe tensorwise --first-last-layers-bf16 --num-layers-at-end-in-bf16 33",
+            "--num-layers-at-end-in-bf16 33: must be at most the 32 layers",
+        ),
+        (
+            f"{EMULATED} --recompute-granularity selective --recompute-modules mlp layernorm",
+            "--recompute-modules layernorm: is not possible with --fp8-recipe delayed",
+        ),
         ("--save-interval 0 --save s", "--save-interval 0: must be at least 1"),
         ("--save-interval 5", "--save-interval 5: needs --save"),
         ("--finetune", "--finetune: needs --load"),
@@ -167,6 +186,29 @@ def test_the_remedy_of_a_batch_is_a_legal_batch():
 def test_a_value_out_of_range_is_one_fault(arguments, fault):
     [told] = faults_of(*arguments.split())
     assert re.match(fault, told) and "; " in told
+
+
+def test_fp8_needs_what_it_runs_on():
+    """This machine has no Transformer Engine. All faults of FP8 come together."""
+    arguments = ["--fp8-format", "hybrid", "--hidden-size", "4000", "--seq-length", "1001"]
+    told = faults_of(*arguments, "--num-attention-heads", "40", "--no-fp8-emulation-scaling")
+    assert [fault.split(":")[0] for fault in told] == [
+        "--no-fp8-emulation-scaling",
+        "--fp8-format hybrid",
+        "--micro-batch-size 1 --seq-length 1001",
+        "--fp8-format hybrid",
+    ]
+    assert "needs --bf16" in told[1] and "needs Transformer Engine, which is not installed" in told[3]
+    assert faults_of("--fp8-format", "hybrid", "--fp8-emulation") == []
+    # The sizes are Transformer Engine's to ask for, of each process.
+    narrow = ["--fp8-format", "e4m3", "--bf16", "--tensor-model-parallel-size", "4", "--hidden-size", "1056"]
+    narrow += ["--num-attention-heads", "44", "--ffn-hidden-size", "2816"]
+    [told, _] = faults_of(*narrow, world_size=4)
+    assert told.startswith("--hidden-size 1056: must be a multiple of 16 x TP = 64") and "use 1088" in told
+    assert faults_of(*narrow, "--fp8-emulation", world_size=4) == []
+    [told] = [f for f in faults_of(*narrow[:3], "--fp8-recipe", "mxfp8", "--hidden-size", "4112",
+                                   "--num-attention-heads", "8") if "hidden" in f]  # fmt: skip
+    assert "must be a multiple of 32 x TP = 32" in told and "use 4128" in told
 
 
 def test_all_faults_come_in_one_message():

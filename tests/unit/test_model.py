@@ -9,7 +9,7 @@ from scipy import stats
 
 from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
 from megatron_codec.model import transformer_config
-from megatron_codec.model.llama import named_parameters
+from megatron_codec.model.weights import named_parameters
 from megatron_codec.presets import preset
 from tests.llama import NUM_TOKENS, SMALL, hugging_face_names, hugging_face_twin, small_model
 
