@@ -81,4 +81,6 @@ def _signature(arguments: ast.arguments) -> inspect.Signature:
         )
         for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     ]
+    if arguments.kwarg:
+        parameters.append(inspect.Parameter(arguments.kwarg.arg, inspect.Parameter.VAR_KEYWORD))
     return inspect.Signature(parameters)

@@ -44,6 +44,7 @@ def transformer_config(
     cuda = layout.device.type == "cuda"
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     full = training.recompute_granularity == "full"
+    fused = platform.prepare().transformer_engine and not fp8.fp8_emulation
     if not platform.prepare().transformer_engine:
         platform.mend_recomputation()
     return TransformerConfig(
@@ -71,9 +72,9 @@ def transformer_config(
         # Megatron's fused kernels are compiled at run time by Triton or come with Transformer Engine.
         bias_activation_fusion=cuda,
         # The flag by which an MLP takes the activation of its spec, here our own.
-        use_te_activation_func=not cuda,
+        use_te_activation_func=not cuda and not fused,
         bias_dropout_fusion=cuda,
-        apply_rope_fusion=cuda and platform.prepare().transformer_engine,
+        apply_rope_fusion=cuda and fused,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         # Of an emulation Megatron-Core knows nothing but which layers it leaves out.

@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -40,6 +43,11 @@ _METADATA = {
     "singleton_local_shards": False,
     "chained_optim_avoid_prefix": True,
 }
+
+
+# Transformer Engine's modules keep a state of their own (of FP8). Where a model without it wrote the
+# checkpoint, or one without it reads, that state starts anew.
+_EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True)
@@ -170,11 +178,23 @@ def load_scales(checkpoint: Path, scales: DelayedScales) -> None:
 
 def _fill(chunks: Sequence[GPTModel], loaded: dict[str, Any]) -> None:
     for name, chunk in zip(_names(chunks), chunks, strict=True):
-        chunk.load_state_dict(loaded[name])
+        absent, unknown = chunk.load_state_dict(loaded[name], strict=False)
+        wrong = [key for key in [*absent, *unknown] if not key.endswith(_EXTRA_STATE)]
+        assert not wrong, wrong  # every weight was asked for by its name above
 
 
 def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     try:
+        kept = load_sharded_metadata(str(checkpoint))
+
+        def is_absent(part: Any) -> bool:
+            return (
+                isinstance(part, ShardedObject)
+                and part.key.endswith(_EXTRA_STATE)
+                and part.unique_key not in kept
+            )
+
+        _, state = extract_matching_values(state, is_absent)
         loaded = dist_checkpointing.load(state, str(checkpoint))
     # Files that are missing, cut short or altered raise a dozen types, one of them outside of Exception.
     except (Exception, CheckpointException) as error:
