@@ -27,6 +27,16 @@ def data_parallel(module: GPTModel, parallel: ParallelConfig, layout: Layout) ->
     )
 
 
+def gather_parameters(model: DistributedDataParallel) -> None:
+    """Makes the module's weights those of the last update; every process calls it.
+
+    Under --overlap-param-gather each data-parallel process has only updated its own part of them until the
+    next forward pass, so whoever else reads them asks for it.
+    """
+    if model.ddp_config.overlap_param_gather:
+        model.start_param_sync(force_sync=True)
+
+
 def build_optimizer(
     model: DistributedDataParallel, training: TrainingConfig, parallel: ParallelConfig
 ) -> MegatronOptimizer:

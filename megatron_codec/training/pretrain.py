@@ -21,7 +21,12 @@ from megatron_codec.training.batches import Loader
 from megatron_codec.training.checkpoint import Description
 from megatron_codec.training.corpora import Corpora, HeldOut, open_corpora
 from megatron_codec.training.metrics import Metrics
-from megatron_codec.training.optimizer import build_optimizer, build_schedule, data_parallel
+from megatron_codec.training.optimizer import (
+    build_optimizer,
+    build_schedule,
+    data_parallel,
+    gather_parameters,
+)
 from megatron_codec.training.step import connect, evaluate, train_step
 
 logger = logging.getLogger(__name__)
@@ -76,6 +81,7 @@ def pretrain(config: PretrainConfig) -> float | None:
     saved, validation_loss = iteration, None
 
     def save() -> None:
+        gather_parameters(model)
         folder = checkpoint.save(
             Path(config.checkpoint.save or ""),
             Description(
