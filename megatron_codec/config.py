@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_codec.config_logging import LoggingConfig
 from megatron_codec.errors import UserError, raise_all
+from megatron_codec.errors import out_of_range as _out_of_range
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,11 @@ class TrainingConfig:
     seed: int = 1234
     """Seed of the initial weights and of the order of the data."""
 
+    @property
+    def steps_depend_on_data(self) -> bool:
+        """Whether `train_iters` is only known once the data are open (`Corpora.with_steps`)."""
+        return self.train_samples is not None or self.train_epochs is not None
+
     def num_microbatches(self, dp: int) -> int:
         """Micro-batches that each process accumulates in a step."""
         return self.global_batch_size // (self.micro_batch_size * dp)
@@ -322,27 +329,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
-    """What one watches."""
-
-    log_interval: int = 10
-    """Steps between log lines."""
-    eval_interval: int = 1000
-    """Steps between evaluations on held-out documents; one is always made at the end."""
-    eval_iters: int = 100
-    """Global batches of held-out documents, whole ones, in one evaluation; 0 switches it off."""
-    tensorboard_dir: str | None = None
-    """Folder for TensorBoard."""
-    metrics_file: str | None = None
-    """JSON lines for scripts: one a log interval and one an evaluation. Default: metrics.jsonl in --save."""
-
-    def faults(self) -> Iterator[UserError]:
-        """Intervals that are none."""
-        yield from _out_of_range(self, 1, "log_interval", "eval_interval")
-        yield from _out_of_range(self, 0, "eval_iters")
-
-
-@dataclass(frozen=True)
 class PretrainConfig:
     """Everything a training run is made of."""
 
@@ -361,27 +347,18 @@ class PretrainConfig:
         yield from self.data.faults()
         yield from self.training.faults(max(1, world_size // max(1, model_parallel)))
         yield from self.checkpoint.faults()
-        yield from self.logging.faults()
+        yield from self.logging.faults(
+            world_size,
+            save=self.checkpoint.save,
+            mock_data=self.data.mock_data,
+            train_iters=None if self.training.steps_depend_on_data else self.training.train_iters,
+        )
 
     def check(self, world_size: int) -> None:
         """Raises:
         UserError: every fault of the configuration for `world_size` processes, all at once.
         """
         raise_all(list(self.faults(world_size)))
-
-
-def _out_of_range(config: object, least: int, *names: str, below: float = math.inf) -> Iterator[UserError]:
-    """Those of the fields that are set, and not to a number of at least `least` and below `below`."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not least <= value < below:
-            rule = f"must be at least {least}"
-            if below < math.inf:
-                rule += f" and below {below}"
-            elif isinstance(value, float):
-                rule += " and finite"
-            flag = f"--{name.replace('_', '-')} {value}"
-            yield UserError(flag, rule, "leave it out for the default")
 
 
 def _divisors(number: int, most: int) -> str:
