@@ -4,6 +4,7 @@ docs/training.md explains the line field by field.
 """
 
 import math
+import sys
 import time
 from datetime import datetime, timedelta
 
@@ -146,6 +147,7 @@ class Metrics:
         """Prints a line with the time, above the bar, on the main process."""
         if self.layout.is_main:
             tqdm.write(f" [{datetime.now():%Y-%m-%d %H:%M:%S}] {text}")
+            sys.stdout.flush()  # into a file or a pipe, Python would write only every 8 KiB
 
     def _write(self, iteration: int, values: dict[str, float]) -> None:
         if self.sinks is not None:

@@ -1,6 +1,7 @@
 """A window of steps under torch's profiler: a trace to look at, and the operators that cost most."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -72,6 +73,7 @@ class ProfileWindow:
             temporary.unlink(missing_ok=True)
         if self._speaks:
             tqdm.write(self._table(running, path))
+            sys.stdout.flush()
 
     def _table(self, running: profile, path: Path) -> str:
         """The operators by the time spent in themselves, on the GPU if there is one."""

@@ -173,14 +173,21 @@ class WeightsAndBiases:
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._image = wandb.Image
-        self._run = wandb.init(
-            project=settings.wandb_project,
-            name=settings.wandb_exp_name,
-            dir=folder,
-            id=identity,
-            resume="allow" if identity else None,
-            config=asdict(config),
-        )
+        try:
+            self._run = wandb.init(
+                project=settings.wandb_project,
+                name=settings.wandb_exp_name,
+                dir=folder,
+                id=identity,
+                resume="allow" if identity else None,
+                config=asdict(config),
+            )
+        except Exception as error:  # no key, no network, no such project: each has a type of its own
+            raise UserError(
+                f"--wandb-project {settings.wandb_project}",
+                f"cannot be opened ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})",
+                "run `wandb login` once, or set WANDB_MODE=offline and `wandb sync` later",
+            ) from error
         # Not W&B's own steps: these may only grow, and a run that goes on repeats some.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")

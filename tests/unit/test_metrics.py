@@ -87,3 +87,14 @@ def test_evaluations_and_samples(start, capsys):
         "sampled 4 pictures at iteration 5 in 1.5 s | decode: 75.0% | every marker in its place: 50.0%"
         in text
     )
+
+
+def test_a_line_is_written_when_it_is_said(start, tmp_path, monkeypatch):
+    """Standard output is a file in a job, which Python writes in blocks."""
+    metrics, _ = start()
+    with open(tmp_path / "log", "w", encoding="utf-8") as log:
+        monkeypatch.setattr("sys.stdout", log)
+        metrics.say("here I am")
+        assert (tmp_path / "log").read_text().endswith("] here I am\n")
+    monkeypatch.undo()
+    metrics.close()

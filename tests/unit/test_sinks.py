@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from megatron_codec.errors import UserError
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.training import sinks
 from megatron_codec.training.sinks import JsonLines, Sinks
@@ -134,6 +135,20 @@ def test_wandb_keeps_its_files_where_it_is_told(tmp_path, wandb):
     assert wandb.calls[0][1]["dir"] == str(folder) and folder.is_dir()
     write("--wandb-project", "codec")
     assert [call[1]["dir"] for call in wandb.calls if call[0] == "init"][-1] is None
+
+
+def test_a_project_that_cannot_be_opened_is_told_and_the_other_sinks_are_closed(tmp_path, wandb, monkeypatch):
+    def refuse(**arguments):
+        raise RuntimeError("no API key\nand a long explanation")
+
+    closed = []
+    wandb.init = refuse
+    monkeypatch.setattr(JsonLines, "close", lambda self: closed.append(self))
+    with pytest.raises(
+        UserError, match=r"--wandb-project codec: cannot be opened \(RuntimeError: no API key\); run `wandb"
+    ):
+        write("--save", str(tmp_path), "--wandb-project", "codec")
+    assert len(closed) == 1
 
 
 def test_a_package_that_is_missing_is_a_fault_of_the_command_line(tmp_path, monkeypatch):
