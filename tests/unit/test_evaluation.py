@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset, DocumentRows
+from megatron_codec.data.blend import Blend
 from megatron_codec.data.code_length import (
     bits_per_byte,
     payload_bytes,
@@ -20,6 +22,7 @@ from megatron_codec.errors import UserError
 from megatron_codec.evaluation.run_report import write_report
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training.corpora import HeldOut
+from tests.tiny import SAVED_AT, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,35 @@ def test_bits_a_byte_are_of_exactly_the_tokens_evaluated(datasets, seq_length):
     streams = [tokenizer.decode(test.document(n)) for n in range(test.num_documents)]
     whole = held_out.bits_per_byte(1.0, held_out.num_rows, tokenizer)
     assert whole == pytest.approx(counts.sum() / math.log(2) / sum(map(len, streams)))
+
+
+def test_bits_a_byte_of_several_datasets_are_over_all_their_documents(datasets):
+    train, test, tokenizer = datasets
+    rows = [DocumentRows(dataset, 160) for dataset in (train, test)]
+    total = sum(each.num_rows for each in rows)
+    held_out = HeldOut(Blend(rows, [Fraction(each.num_rows) for each in rows]), total)
+    counts = sum(token_counts(dataset, tokenizer.num_tokens) for dataset in (train, test))
+    counts[tokenizer.bos] = 0
+    expected = bits_per_byte(4.5, counts, tokenizer.token_bytes)
+    assert held_out.bits_per_byte(4.5, total, tokenizer) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_run_logs_the_bits_of_the_documents_that_it_evaluated(datasets, trained):
+    """--eval-iters 2 batches of 8 rows; by hand, document after document."""
+    _, test, tokenizer = datasets
+    tokens, payload, rows = 0, 0, 16
+    for number in range(test.num_documents):
+        document = test.document(number)
+        for start in range(0, len(document) - 1, 160):
+            labels = document[start + 1 : start + 161].tolist()
+            if rows > 0:
+                tokens += len(labels)
+                payload += sum(len(tokenizer.token_bytes(label)) for label in labels)
+            rows -= 1
+    for iteration in (SAVED_AT, STEPS):
+        step = trained.metrics[iteration]
+        expected = step["validation_loss"] * tokens / math.log(2) / payload
+        assert step["validation_bits_per_byte"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_contact_sheet_shows_every_pixel_enlarged_by_a_whole_factor():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_codec.errors import UserError
+from megatron_codec.errors import UserError, UserErrors
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.training import sinks
+from megatron_codec.training.pretrain import pretrain
 from megatron_codec.training.sinks import JsonLines, Sinks
 
 PICTURE = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
@@ -162,3 +163,18 @@ def test_a_package_that_is_missing_is_a_fault_of_the_command_line(tmp_path, monk
     found.clear()
     assert len(list(sinks.faults(config))) == 2
     assert not list(sinks.faults(parse_pretrain([])))
+
+
+def test_everything_that_is_wrong_is_told_at_once_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "_installed", lambda package: package != "wandb")
+    command = ["--mock-data", "--save", str(tmp_path / "save"), "--wandb-project", "codec"]
+    config = parse_pretrain([*command, "--profile-steps", "3", "2", "--sample-interval", "5"])
+    with pytest.raises(UserErrors) as caught:
+        pretrain(config)
+    told = [str(fault) for fault in caught.value.faults]
+    assert [text.partition(":")[0] for text in told] == [
+        "--sample-interval 5",
+        "--profile-steps 3 2",
+        "--wandb-project codec",
+    ]
+    assert not (tmp_path / "save").exists()
