@@ -80,7 +80,7 @@ fi
 python tools/pretrain.py "${TRAINING_ARGS[@]}" \
     --train-data-path "$RUN/data/train" --valid-data-path "$RUN/data/test" \
     --save "$RUN/checkpoint" --load "$RUN/checkpoint" --save-interval 500 \
-    --eval-interval 1000 --eval-iters 100 --log-interval 50 --tensorboard-dir "$RUN/tensorboard"
+    --eval-interval 1000 --eval-iters 100 --log-interval 50 --tensorboard-dir "$RUN/tensorboard" --sample-interval 500
 
 SAMPLING_ARGS=(--load "$RUN/checkpoint" --top-k 40 --top-p 0.9)
 newer_than_checkpoint() { [ "$1" -nt "$RUN/checkpoint/latest_checkpointed_iteration.txt" ]; }

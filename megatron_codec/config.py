@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal
 
+from megatron_codec.config_logging import LoggingConfig
 from megatron_codec.errors import UserError, raise_all
+from megatron_codec.errors import out_of_range as _out_of_range
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,11 @@ class Fp8Config:
     fp8_emulation_scaling: bool = True
     """Scale in the emulation; without, values are rounded as they are, to see what scaling is for."""
 
+    @property
+    def in_hardware(self) -> bool:
+        """Whether matrices are multiplied in FP8, and not only rounded to it."""
+        return self.fp8_format is not None and not self.fp8_emulation
+
     def faults(self, model: ModelConfig, parallel: ParallelConfig, training: "TrainingConfig"):
         """Flags that need another one, and what FP8 cannot compute, of a run that is right without it."""
         yield from _out_of_range(self, 0, "fp8_margin", "num_layers_at_start_in_bf16")
@@ -403,6 +410,11 @@ class TrainingConfig:
     seed: int = 1234
     """Seed of the initial weights and of the order of the data."""
 
+    @property
+    def steps_depend_on_data(self) -> bool:
+        """Whether `train_iters` is only known once the data are open (`Corpora.with_steps`)."""
+        return self.train_samples is not None or self.train_epochs is not None
+
     def num_microbatches(self, dp: int) -> int:
         """Micro-batches that each process accumulates in a step."""
         return self.global_batch_size // (self.micro_batch_size * dp)
@@ -512,27 +524,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
-    """What one watches."""
-
-    log_interval: int = 10
-    """Steps between log lines."""
-    eval_interval: int = 1000
-    """Steps between evaluations on held-out documents; one is always made at the end."""
-    eval_iters: int = 100
-    """Global batches of held-out documents, whole ones, in one evaluation; 0 switches it off."""
-    tensorboard_dir: str | None = None
-    """Folder for TensorBoard."""
-    metrics_file: str | None = None
-    """JSON lines for scripts: one a log interval and one an evaluation. Default: metrics.jsonl in --save."""
-
-    def faults(self) -> Iterator[UserError]:
-        """Intervals that are none."""
-        yield from _out_of_range(self, 1, "log_interval", "eval_interval")
-        yield from _out_of_range(self, 0, "eval_iters")
-
-
-@dataclass(frozen=True)
 class PretrainConfig:
     """Everything a training run is made of."""
 
@@ -556,7 +547,12 @@ class PretrainConfig:
             )
         yield from self.data.faults()
         yield from self.checkpoint.faults()
-        yield from self.logging.faults()
+        yield from self.logging.faults(
+            world_size,
+            save=self.checkpoint.save,
+            mock_data=self.data.mock_data,
+            train_iters=None if self.training.steps_depend_on_data else self.training.train_iters,
+        )
 
     def run_faults(self, world_size: int) -> Iterator[UserError]:
         """Those of model, layout and training, and of their combination; data and folders left aside."""
@@ -574,6 +570,15 @@ class PretrainConfig:
         )
         yield from self.training.recompute_faults(self.model.num_layers // chunks)
         yield from self.fp8.faults(self.model, self.parallel, self.training)
+        if self.logging.sample_interval is not None and (
+            self.parallel.num_virtual_stages_per_pipeline_rank > 1
+        ):
+            yield UserError(
+                f"--sample-interval {self.logging.sample_interval}",
+                "cannot sample from interleaved stages (--num-virtual-stages-per-pipeline-rank "
+                f"{self.parallel.num_virtual_stages_per_pipeline_rank})",
+                "leave one of them out; tools/generate.py samples from the checkpoints",
+            )
         pp, microbatches = self.parallel.pipeline_model_parallel_size, self.training.num_microbatches(dp)
         if self.parallel.num_virtual_stages_per_pipeline_rank > 1 and microbatches % pp:
             together = self.training.micro_batch_size * dp * pp
@@ -589,20 +594,6 @@ class PretrainConfig:
         UserError: every fault of the configuration for `world_size` processes, all at once.
         """
         raise_all(list(self.faults(world_size)))
-
-
-def _out_of_range(config: object, least: int, *names: str, below: float = math.inf) -> Iterator[UserError]:
-    """Those of the fields that are set, and not to a number of at least `least` and below `below`."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not least <= value < below:
-            rule = f"must be at least {least}"
-            if below < math.inf:
-                rule += f" and below {below}"
-            elif isinstance(value, float):
-                rule += " and finite"
-            flag = f"--{name.replace('_', '-')} {value}"
-            yield UserError(flag, rule, "leave it out for the default")
 
 
 def _divisors(number: int, most: int) -> str:

@@ -6,6 +6,7 @@ prints, through `run_tool`, one readable message and no traceback, and exits wit
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,20 @@ def collecting(faults: list[UserError]) -> Iterator[None]:
         faults += several.faults
     except UserError as fault:
         faults.append(fault)
+
+
+def out_of_range(config: object, least: int, *names: str, below: float = math.inf) -> Iterator[UserError]:
+    """Those of the fields that are set, and not to a number of at least `least` and below `below`."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not least <= value < below:
+            rule = f"must be at least {least}"
+            if below < math.inf:
+                rule += f" and below {below}"
+            elif isinstance(value, float):
+                rule += " and finite"
+            flag = f"--{name.replace('_', '-')} {value}"
+            yield UserError(flag, rule, "leave it out for the default")
 
 
 def run_tool(main: Callable[[], int | None]) -> None:

@@ -21,10 +21,11 @@ def main() -> None:
         return
     config = parse_pretrain()
     from megatron_codec import parallel
+    from megatron_codec.inference.training_samples import PictureSampler
     from megatron_codec.training.pretrain import pretrain
 
     try:
-        pretrain(config)
+        pretrain(config, PictureSampler)
     finally:
         parallel.shut_down()
 

@@ -1,7 +1,21 @@
 """What a training run needs, computed without running it: `tools/pretrain.py --dry-run`."""
 
+from megatron_codec.estimate.flops import TokenFlops, token_flops
+from megatron_codec.estimate.gpus import GPUS, Gpu, gpu, peak_tflops
 from megatron_codec.estimate.memory import Memory, Stage
 from megatron_codec.estimate.report import dry_run
-from megatron_codec.estimate.run import GPUS, Estimate, Gpu, estimate, gpu
+from megatron_codec.estimate.run import Estimate, estimate
 
-__all__ = ["GPUS", "Estimate", "Gpu", "Memory", "Stage", "dry_run", "estimate", "gpu"]
+__all__ = [
+    "GPUS",
+    "Estimate",
+    "Gpu",
+    "Memory",
+    "Stage",
+    "TokenFlops",
+    "dry_run",
+    "estimate",
+    "gpu",
+    "peak_tflops",
+    "token_flops",
+]

@@ -5,7 +5,8 @@ from dataclasses import asdict, fields
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import UserError, raise_all
-from megatron_codec.estimate.run import GIB, GPUS, RESERVED, Estimate, estimate, faults, gpu
+from megatron_codec.estimate.gpus import GPUS, gpu
+from megatron_codec.estimate.run import GIB, RESERVED, Estimate, estimate, faults
 
 SECONDS_A_DAY = 24 * 60 * 60
 

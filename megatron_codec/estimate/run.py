@@ -1,8 +1,7 @@
 """Size, arithmetic and time of a run from its configuration alone.
 
-Sources: Chowdhery et al., "PaLM" (2022), appendix B, for FLOPs that count all of attention; Narayanan et
-al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 2.2, for the bubble of
-the pipeline.
+Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 2.2,
+for the bubble of the pipeline.
 """
 
 from collections.abc import Iterator
@@ -11,49 +10,13 @@ from typing import Any
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import UserError, raise_all
-from megatron_codec.estimate.memory import Stage, layer_parameters, stage
+from megatron_codec.estimate.flops import model_parameters, token_flops
+from megatron_codec.estimate.gpus import Gpu
+from megatron_codec.estimate.memory import Stage, stage
 
 GIB = 2**30
 # Set aside on every GPU for the CUDA context, NCCL's buffers and gaps between allocations. Not measured.
 RESERVED = 4 * GIB
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A kind of GPU.
-
-    Attributes:
-        label: its name for people.
-        gib: memory in GiB, as torch reports it.
-        tflops: dense peak in 1e12 FLOP/s of matrix products, from NVIDIA's data sheets (SXM).
-        fp8: whether that peak is of FP8 and not of bf16.
-    """
-
-    label: str
-    gib: float
-    tflops: float
-    fp8: bool = False
-
-
-GPUS = {
-    "a100-40gb": Gpu("A100 40 GB", 39.4, 312),
-    "a100-80gb": Gpu("A100 80 GB", 79.1, 312),
-    "h100-80gb": Gpu("H100 80 GB", 79.1, 989),
-    "h100-fp8": Gpu("H100 80 GB, FP8", 79.1, 1979, fp8=True),
-    "h200-141gb": Gpu("H200 141 GB", 139.8, 989),
-    "h200-fp8": Gpu("H200 141 GB, FP8", 139.8, 1979, fp8=True),
-}
-
-
-def gpu(name: str) -> Gpu:
-    """The GPU of that name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in GPUS:
-        raise UserError(f"--gpu {name}", "is not known", f"use one of {', '.join(GPUS)}")
-    return GPUS[name]
 
 
 @dataclass(frozen=True)
@@ -133,20 +96,18 @@ def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estima
         steps = -(-training.train_samples // training.global_batch_size)
     microbatches = training.num_microbatches(dp)
     stages = tuple(stage(config, i, dp, rows) for i in range(pp))
-    layer, h = sum(layer_parameters(config, tp=1)), model.hidden_size
-    parameters = model.num_layers * layer + h + 2 * rows * h
-    attention = 12 * model.num_layers * h * model.seq_length
+    flops = token_flops(config, rows)
     return Estimate(
         config=config,
         world_size=world_size,
         dp=dp,
         vocab_rows=rows,
-        parameters=parameters,
+        parameters=model_parameters(config, rows),
         num_microbatches=microbatches,
         stages=stages,
         bubble=(pp - 1) / (microbatches + pp - 1),
-        flops_full=6 * parameters + attention,
-        flops_causal=6 * parameters + attention / 2,
+        flops_full=flops.full,
+        flops_causal=flops.causal,
         steps=steps,
         tokens=steps * training.global_batch_size * model.seq_length,
     )

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from megatron_codec.data import CodecDataset
+from megatron_codec.data.code_length import payload_bytes, token_counts, unigram_nats
 from megatron_codec.errors import UserError
-from megatron_codec.evaluation.held_out import bits_per_byte, payload_bytes, token_counts, unigram_nats
 from megatron_codec.files import whole_file, write_json
 from megatron_codec.tokenizer import Tokenizer
 
@@ -33,7 +33,8 @@ def write_report(run: Path) -> dict[str, Any]:
 
     losses = _curve(metrics, "loss")
     validation = _curve(metrics, "validation_loss")
-    if not losses or not validation:
+    bits = _curve(metrics, "validation_bits_per_byte")
+    if not losses or not validation or not bits:
         raise UserError(f"{run}", "has no training or no held-out loss yet", _REMEDY)
     train_counts = token_counts(train, tokenizer.num_tokens)
     test_counts = token_counts(test, tokenizer.num_tokens)
@@ -43,11 +44,11 @@ def write_report(run: Path) -> dict[str, Any]:
         "train_pictures": train.num_documents,
         "test_pictures": test.num_documents,
         "tokens_per_picture": test.num_tokens / test.num_documents,
-        "bytes_per_picture": payload_bytes(test_counts, tokenizer) / test.num_documents,
+        "bytes_per_picture": payload_bytes(test_counts, tokenizer.token_bytes) / test.num_documents,
         "iterations": losses[-1][0],
         "train_nats_per_token": losses[-1][1],
         "held_out_nats_per_token": nats,
-        "held_out_bits_per_payload_byte": bits_per_byte(nats, test_counts, tokenizer),
+        "held_out_bits_per_payload_byte": bits[-1][1],
         "unigram_nats_per_token": unigram,
         "below_unigram": 1 - nats / unigram,
         "samples": samples["samples"] + completions["samples"],

@@ -194,8 +194,9 @@ def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
                 and part.unique_key not in kept
             )
 
-        _, state = extract_matching_values(state, is_absent)
-        loaded = dist_checkpointing.load(state, str(checkpoint))
+        _, present = extract_matching_values(state, is_absent)
+        assert isinstance(present, dict)
+        loaded = dist_checkpointing.load(present, str(checkpoint))
     # Files that are missing, cut short or altered raise a dozen types, one of them outside of Exception.
     except (Exception, CheckpointException) as error:
         failures = error.failures if isinstance(error, CheckpointException) else {0: (error, None)}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from megatron_codec.config import PretrainConfig
 from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples
 from megatron_codec.data.blend import Blend, Samples, parse_blend
+from megatron_codec.data.code_length import bits_per_byte, predicted_counts
 from megatron_codec.errors import UserError
 from megatron_codec.tokenizer import Tokenizer
 
@@ -23,6 +24,17 @@ class HeldOut:
 
     rows: Samples
     num_rows: int
+    _counts: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def bits_per_byte(self, nats_per_token: float, num_rows: int, tokenizer: Tokenizer) -> float | None:
+        """Bits a byte of payload, from the mean over exactly the tokens of the first `num_rows` rows.
+
+        The rows are read once more for it, the first time that so many are asked for.
+        """
+        if num_rows not in self._counts:
+            rows = min(num_rows, self.num_rows)
+            self._counts[num_rows] = predicted_counts(self.rows, rows, tokenizer.num_tokens)
+        return bits_per_byte(nats_per_token, self._counts[num_rows], tokenizer.token_bytes)
 
 
 @dataclass(frozen=True)

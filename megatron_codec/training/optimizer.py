@@ -36,6 +36,17 @@ def data_parallel(
     ]
 
 
+def gather_parameters(model: Sequence[DistributedDataParallel]) -> None:
+    """Makes the weights of all pieces those of the last update; every process calls it.
+
+    Under --overlap-param-gather each data-parallel process has only updated its own part of them until the
+    next forward pass, so whoever else reads them asks for it.
+    """
+    for chunk in model:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def build_optimizer(
     model: list[DistributedDataParallel], training: TrainingConfig, parallel: ParallelConfig
 ) -> MegatronOptimizer:

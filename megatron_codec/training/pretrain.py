@@ -16,19 +16,29 @@ from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.model import DelayedScales, build_model, initialize_weights, transformer_config
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
-from megatron_codec.training import checkpoint
+from megatron_codec.training import checkpoint, sinks
 from megatron_codec.training.batches import Loader
 from megatron_codec.training.checkpoint import Description
 from megatron_codec.training.corpora import Corpora, HeldOut, open_corpora
+from megatron_codec.training.hooks import MakeSampler
 from megatron_codec.training.metrics import Metrics
-from megatron_codec.training.optimizer import build_optimizer, build_schedule, data_parallel
+from megatron_codec.training.optimizer import (
+    build_optimizer,
+    build_schedule,
+    data_parallel,
+    gather_parameters,
+)
+from megatron_codec.training.profiler import ProfileWindow
 from megatron_codec.training.step import connect, evaluate, train_step
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(config: PretrainConfig) -> float | None:
+def pretrain(config: PretrainConfig, make_sampler: MakeSampler | None = None) -> float | None:
     """Trains until `train_iters`, or until it is asked to stop by SIGTERM or Ctrl-C; saves either way.
+
+    Args:
+        make_sampler: makes what samples pictures every `sample_interval` steps.
 
     Returns:
         The last mean nats a token on held-out documents, or None when none was computed.
@@ -38,6 +48,11 @@ def pretrain(config: PretrainConfig) -> float | None:
     """
     config, corpora, start = _inputs(config)
     tokenizer = Tokenizer.from_dict(corpora.tokenizer)
+    sampler = None
+    if config.logging.sample_interval is not None:
+        if make_sampler is None:
+            raise ValueError("--sample-interval: pretrain() was given no make_sampler")
+        sampler = make_sampler(config, tokenizer, corpora.codec)
     if start is not None and not config.checkpoint.finetune:
         done = Description.read(start).iteration
         if done >= config.training.train_iters:
@@ -80,13 +95,15 @@ def pretrain(config: PretrainConfig) -> float | None:
     train = Loader(
         corpora.train, config.training, layout, config.data.num_workers, config.training.train_iters - 1
     )
-    metrics = Metrics(config, layout, iteration)
+    metrics = Metrics(config, layout, iteration, tokenizer.num_tokens)
+    profile = ProfileWindow(config, layout)
     if iteration:
         metrics.say(f"going on from {start} at iteration {iteration}")
     stop = StopRequest(layout)
     saved, validation_loss = iteration, None
 
     def save() -> None:
+        gather_parameters(model)
         folder = checkpoint.save(
             Path(config.checkpoint.save or ""),
             Description(
@@ -113,19 +130,29 @@ def pretrain(config: PretrainConfig) -> float | None:
         batches = min(config.logging.eval_iters, -(-data.num_rows // config.training.global_batch_size))
         loader = Loader(data.rows, config.training, layout)
         loss = evaluate(model, loader, batches, config.training, layout)
-        metrics.evaluation(iteration, loss, name)
+        rows = batches * config.training.global_batch_size
+        bits = data.bits_per_byte(loss, rows, tokenizer) if layout.is_main else None
+        metrics.evaluation(iteration, loss, bits, name)
         return loss
 
     for chunk in model:
         chunk.train()
+    profile.reached(iteration)
+    metrics.restart_clock()
     while iteration < config.training.train_iters and not stop.requested():
         learning_rate = optimizer.param_groups[0]["lr"]
         result = train_step(model, optimizer, schedule, train, iteration, config.training, layout)
         scales.update()
         iteration += 1
         metrics.step(iteration, learning_rate, result)
+        if profile.reached(iteration):
+            metrics.restart_clock()
         if iteration % config.logging.eval_interval == 0 and iteration < config.training.train_iters:
             validation_loss = held_out(corpora.valid)
+            metrics.restart_clock()
+        if sampler is not None and iteration % (config.logging.sample_interval or 1) == 0:
+            gather_parameters(model)
+            metrics.samples(iteration, sampler.sample(chunks[0], layout))
             metrics.restart_clock()
         if config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0:
             save()
@@ -140,6 +167,7 @@ def pretrain(config: PretrainConfig) -> float | None:
     else:
         metrics.say(f"stopped on request at iteration {iteration}; the same command with --load goes on")
     train.close()
+    profile.close()
     metrics.close()
     stop.close()
     return validation_loss
@@ -152,7 +180,7 @@ def _inputs(config: PretrainConfig) -> tuple[PretrainConfig, Corpora, Path | Non
     nobody waits.
     """
     world_size = parallel.world_size_from_environment()
-    faults = list(config.faults(world_size))
+    faults = [*config.faults(world_size), *sinks.faults(config)]
     corpora = start = None
     if not list(config.data.faults()):
         with collecting(faults):

@@ -13,6 +13,7 @@ from megatron_codec import files
 from megatron_codec.config import ParallelConfig
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference.training_samples import PictureSampler
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
 from megatron_codec.model.weights import named_parameters
@@ -36,7 +37,7 @@ def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
             mock.patch.object(Loader, "step", _recording_rows(Loader.step, rows)),
             mock.patch.object(pretrain, "initialize_weights", _recording_weights(weights)),
         ):
-            loss = pretrain.pretrain(parse_pretrain(command_line))
+            loss = pretrain.pretrain(parse_pretrain(command_line), PictureSampler)
         results.append({"validation_loss": loss, "rows": rows, "weights": weights})
     shut_down()
     return results

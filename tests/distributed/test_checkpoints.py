@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_codec.inference import Engine
 from tests.distributed.launch import ROOT, RankFailed, launch, running, wait_for_all
 from tests.tiny import SAVED_AT, STEPS, assert_same_course, read_metrics
 
@@ -101,6 +103,19 @@ def test_bf16_goes_on_with_its_fp32_main_weights(logs):
 def test_emulated_fp8_goes_on_with_its_scales(logs):
     assert list(logs["fp8 resumed"]) == AFTER
     assert_same_course(logs["fp8 resumed"], logs["fp8"], tolerance=1e-7)
+
+
+def test_overlapped_updates_are_in_the_checkpoint(corpus, tmp_path):
+    """What another process has updated arrives with the next forward pass, and so after the checkpoint."""
+    overlap = ["--overlap-grad-reduce", "--overlap-param-gather"]
+    lines = [
+        [*corpus.flags, "--eval-iters", "0", "--train-iters", "3", "--save", str(tmp_path / name), *flags]
+        for name, flags in (("plain", []), ("overlapped", overlap))
+    ]
+    launch("tests.distributed.jobs:train", 2, command_lines=lines)
+    plain, overlapped = (Engine.load(tmp_path / name).model for name in ("plain", "overlapped"))
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(overlapped.get_parameter(name), parameter, atol=1e-6, rtol=0, msg=name)
 
 
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(corpus, trained, tmp_path):

@@ -250,3 +250,33 @@ def test_a_tool_ends_with_a_status(capsys):
             run_tool(main)
         assert end.value.code == status
     assert capsys.readouterr().err == "interrupted\nerror: --a 1: no\nerror: --b 2: no; use 3\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--profile-steps 3 3 --save s", "--profile-steps 3 3: must be two steps"),
+        ("--profile-steps -1 3 --save s", "--profile-steps -1 3: must be two steps"),
+        ("--profile-steps 3 9 --save s --train-iters 8", "--profile-steps 3 9: must lie within the 8 steps"),
+        ("--profile-steps 3 8", "--profile-steps 3 8: needs a place for the trace; give --save or"),
+        (
+            "--profile-steps 3 8 --save s --profile-ranks 0 2",
+            "--profile-ranks 0 2: must name processes from 0 to",
+        ),
+        ("--peak-tflops 0", "--peak-tflops 0.0: must be above 0"),
+        ("--peak-tflops nan", "--peak-tflops nan: must be at least 0 and finite"),
+        ("--num-samples 0", "--num-samples 0: must be at least 1"),
+        ("--sample-interval 0 --save s", "--sample-interval 0: must be at least 1"),
+        ("--wandb-exp-name x", "--wandb-exp-name x: needs --wandb-project"),
+        ("--wandb-save-dir x", "--wandb-save-dir x: needs --wandb-project"),
+    ],
+)
+def test_what_one_watches_is_checked(flags, told):
+    [fault] = faults_of(*flags.split(), world_size=1)
+    assert fault.startswith(told)
+
+
+def test_a_profile_window_is_judged_by_the_steps_that_the_data_give():
+    flags = ["--profile-steps", "3", "8", "--save", "s", "--train-iters", "5"]
+    assert len(faults_of(*flags)) == 1
+    assert faults_of(*flags, "--train-epochs", "2") == []

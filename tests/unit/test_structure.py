@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "tokenizer": {"errors", "files", "_csrc"},
     "data": {"errors", "files"},
     "preprocessing": {"errors", "files", "codecs", "tokenizer", "data"},
-    "config": {"errors"},
+    "config_logging": {"errors"},
+    "config": {"errors", "config_logging"},
     "presets": {"errors", "config"},
     "estimate": {"errors", "config"},
     "flags": {"config", "presets"},
@@ -41,7 +42,8 @@ MAY_IMPORT = {
     "model": {"platform", "config", "parallel"},
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
     "training": {
-        *("errors", "config", "platform", "parallel", "tokenizer", "data", "model", "training.checkpoint"),
+        *("errors", "files", "config", "platform", "parallel", "tokenizer", "data", "model", "estimate"),
+        "training.checkpoint",
     },
     "inference": {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data", "model"),
@@ -53,8 +55,8 @@ MAY_IMPORT = {
     },
 }
 WITHOUT_TORCH = {
-    "errors", "files", "contact_sheet", "codecs", "tokenizer", "data", "preprocessing", "config", "presets",
-    "flags", "estimate",
+    "errors", "files", "contact_sheet", "codecs", "tokenizer", "data", "preprocessing", "config",
+    "config_logging", "presets", "flags", "estimate",
 }  # fmt: skip
 
 
