@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "config": {"errors"},
     "presets": {"errors", "config"},
     "estimate": {"errors", "config"},
-    "flags": {"config", "presets"},
+    "flags": {"errors", "config", "presets", "command_line"},
+    "command_line": {"errors", "config", "megatron_flags"},
+    "megatron_flags": set(),
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel"},
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
@@ -54,7 +56,7 @@ MAY_IMPORT = {
 }
 WITHOUT_TORCH = {
     "errors", "files", "contact_sheet", "codecs", "tokenizer", "data", "preprocessing", "config", "presets",
-    "flags", "estimate",
+    "flags", "command_line", "megatron_flags", "estimate",
 }  # fmt: skip
 
 
