@@ -110,10 +110,13 @@ def _fault_of(kind: object, values: list[str]) -> tuple[str, str]:
             else ("", "")
         )
     if typing.get_origin(kind) is tuple:
-        return ("", "") if values else ("needs at least one value", "give one, or leave the flag out")
+        if not values:
+            return "needs at least one value", "give one, or leave the flag out"
+        told = (_fault_of(typing.get_args(kind)[0], [value]) for value in values)
+        return next((fault for fault in told if fault[0]), ("", ""))
     if len(values) != 1:
         return "takes exactly one value", "give one, or leave the flag out for the default"
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     rules = []
     for option in options:
         choices = typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()
@@ -130,7 +133,7 @@ def _fault_of(kind: object, values: list[str]) -> tuple[str, str]:
                 rules.append(
                     (f"must be {'a whole number' if option is int else 'a number'}", "give a number")
                 )
-    return rules[0]
+    return rules[0] if rules else ("", "")  # any other type is for tyro to read
 
 
 def _equal(given: str, same: str) -> bool:

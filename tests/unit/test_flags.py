@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import pytest
 
-from megatron_codec.command_line import known_flags
+from megatron_codec.command_line import known_flags, scan
 from megatron_codec.errors import UserError
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.megatron_flags import MEGATRON_FLAGS
@@ -29,6 +30,15 @@ def test_all_faults_come_in_one_message_and_none_follows_from_another():
     ):
         assert part in done.stderr
     assert "not given" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", [flag for flag, kind in known_flags().items() if "Literal" in str(kind)])
+def test_every_choice_is_taken_and_another_is_refused(flag):
+    kind = known_flags()[flag]
+    literal = next(option for option in (kind, *get_args(kind)) if get_origin(option) is Literal)
+    for choice in get_args(literal):
+        assert scan([flag, choice]).faults == []
+    assert "must be one of" in str(scan([flag, "nonsense"]).faults[0])
 
 
 def test_the_table_and_the_flags_are_disjoint():
