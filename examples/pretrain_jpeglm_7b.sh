@@ -145,7 +145,8 @@ python - "$WORLD" "${ARGS[@]}" <<'PYTHON'
 import sys
 from megatron_codec.errors import run_tool
 from megatron_codec.flags import parse_pretrain
-run_tool(lambda: parse_pretrain(sys.argv[2:]).check(int(sys.argv[1])))
+world = int(sys.argv[1])
+run_tool(lambda: parse_pretrain(sys.argv[2:], world).check(world))
 PYTHON
 
 # Whether the latest checkpoint is of the last step. What cannot be told counts as no: a run that has finished

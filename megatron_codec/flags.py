@@ -9,8 +9,12 @@ from typing import Annotated
 
 import tyro
 
+from megatron_codec.command_line import scan, true_faults
 from megatron_codec.config import PretrainConfig
+from megatron_codec.errors import raise_all
 from megatron_codec.presets import PRESETS, preset
+
+DRY_RUN_FLAGS = ("--dry-run", "--world-size", "--gpu", "--mfu", "--vocab-size")
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,42 @@ class DryRun:
     gpu_name: str | None
 
 
-def parse_pretrain(arguments: Sequence[str] | None = None) -> PretrainConfig:
+def parse_pretrain(
+    arguments: Sequence[str] | None = None, world_size: int | None = None, dry_run: bool = False
+) -> PretrainConfig:
     """Reads flags over the defaults of `--preset NAME`.
 
+    Where a flag is wrong, the faults of the other values for `world_size` processes (by default
+    WORLD_SIZE of the environment, else 1) are told with it.
+
     Raises:
-        UserError: the preset is not known.
-        SystemExit: `--help`, or a flag that is not known or has no such value; tyro explains it.
+        UserError: flags that are not known, values of a wrong type, and what is wrong beside them.
+        SystemExit: `--help`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     known, rest = first.parse_known_args(arguments)
     defaults = preset(known.preset) if known.preset else PretrainConfig()
+    scanned = scan(rest, ("--preset", *DRY_RUN_FLAGS))
+    config = _read(scanned.good, defaults)
+    if scanned.faults:
+        # Without the preset that was meant, or a number of GPUs, nothing true can be said of the values.
+        if not dry_run and "--preset" not in scanned.touched:
+            if world_size is None:
+                world_size = int(os.environ.get("WORLD_SIZE", 1))
+            scanned.faults += true_faults(config, world_size, scanned.touched)
+        raise_all(scanned.faults)
+    if scanned.unchanged:
+        print(f" always so here, changed nothing: {' '.join(scanned.unchanged)}", file=sys.stderr)
+    return config
+
+
+def _read(arguments: Sequence[str], defaults: PretrainConfig) -> PretrainConfig:
     return tyro.cli(
         Annotated[PretrainConfig, tyro.conf.arg(name="")],
         default=defaults,
-        args=rest,
+        args=arguments,
         description=(
             f"Pretrains a codec language model. --preset {{{','.join(PRESETS)}}} sets the defaults that the "
             "other flags replace; they have Megatron's names. Start under torchrun for more than one "
@@ -79,7 +103,7 @@ def parse_dry_run(arguments: Sequence[str] | None = None) -> DryRun | None:
     first.add_argument("--mfu", type=float, default=0.4)
     first.add_argument("--vocab-size", type=int, default=320)
     known, rest = first.parse_known_args(arguments)
-    config = parse_pretrain(rest)
+    config = parse_pretrain(rest, dry_run=True)
     world_size = known.world_size
     if world_size is None:
         parallel = config.parallel

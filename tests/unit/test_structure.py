@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "config": {"errors", "config_logging"},
     "presets": {"errors", "config"},
     "estimate": {"errors", "config"},
-    "flags": {"config", "presets"},
+    "flags": {"errors", "config", "presets", "command_line"},
+    "command_line": {"errors", "config", "megatron_flags"},
+    "megatron_flags": set(),
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel"},
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
@@ -56,7 +58,7 @@ MAY_IMPORT = {
 }
 WITHOUT_TORCH = {
     "errors", "files", "contact_sheet", "codecs", "tokenizer", "data", "preprocessing", "config",
-    "config_logging", "presets", "flags", "estimate",
+    "config_logging", "presets", "flags", "command_line", "megatron_flags", "estimate",
 }  # fmt: skip
 
 
