@@ -76,6 +76,11 @@ def out_of_range(config: object, least: int, *names: str, below: float = math.in
             yield UserError(flag, rule, "leave it out for the default")
 
 
+def divisors(number: int, most: int) -> str:
+    """The divisors of `number` up to `most`, to offer as a remedy."""
+    return ", ".join(str(d) for d in range(1, min(number, most) + 1) if number % d == 0)
+
+
 def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's `main` and exits: 0 or its result, 2 after a `UserError`, 130 after Ctrl-C, 141
     where nobody reads the output any more."""

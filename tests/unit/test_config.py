@@ -123,10 +123,6 @@ def test_the_remedy_of_a_batch_is_a_legal_batch():
             "--recompute-num-layers 33: must lie between 1 and the 32 layers",
         ),
         (
-            "--recompute-granularity selective --recompute-modules",
-            "--recompute-modules: names nothing to recompute",
-        ),
-        (
             "--num-virtual-stages-per-pipeline-rank 2",
             "--num-virtual-stages-per-pipeline-rank 2: needs --pipeline-model-parallel-size above 1",
         ),

@@ -176,7 +176,11 @@ def test_arrays_are_replaced_and_extended():
     ("arguments", "variables", "words"),
     [
         ((), {}, ["DATA", "is not set", "preprocess_jpeg.py"]),
-        ((), {"DATA": "x", "GPUS_PER_NODE": "5"}, ["5 processes", "multiple of TP x PP = 2 x 1"]),
+        (
+            (),
+            {"DATA": "x", "GPUS_PER_NODE": "5"},
+            ["5 processes", "multiple of --tensor-model-parallel-size 2"],
+        ),
         ((), {"DATA": "x", "GPUS_PER_NODE": "all"}, ["GPUS_PER_NODE=all", "a number above 0"]),
         ((), {"DATA": "x", "VENV": "/nowhere"}, ["VENV=/nowhere", "bin/activate"]),
         (("--mock-data",), {"DATA": "x", "GPUS_PER_NODE": "4"}, ["--mock-data given", "exactly one"]),

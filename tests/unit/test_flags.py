@@ -6,10 +6,10 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from megatron_codec.command_line import known_flags, scan
 from megatron_codec.errors import UserError
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.megatron_flags import MEGATRON_FLAGS
+from megatron_codec.flags.command_line import known_flags, scan
+from megatron_codec.flags.megatron import MEGATRON_FLAGS
 
 
 def test_all_faults_come_in_one_message_and_none_follows_from_another():

@@ -33,13 +33,10 @@ MAY_IMPORT = {
     "tokenizer": {"errors", "files", "_csrc"},
     "data": {"errors", "files"},
     "preprocessing": {"errors", "files", "codecs", "tokenizer", "data"},
-    "config_logging": {"errors"},
-    "config": {"errors", "config_logging"},
+    "config": {"errors"},
     "presets": {"errors", "config"},
     "estimate": {"errors", "config"},
-    "flags": {"errors", "config", "presets", "command_line"},
-    "command_line": {"errors", "config", "megatron_flags"},
-    "megatron_flags": set(),
+    "flags": {"errors", "config", "presets"},
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel"},
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
@@ -58,7 +55,7 @@ MAY_IMPORT = {
 }
 WITHOUT_TORCH = {
     "errors", "files", "contact_sheet", "codecs", "tokenizer", "data", "preprocessing", "config",
-    "config_logging", "presets", "flags", "command_line", "megatron_flags", "estimate",
+    "presets", "flags", "estimate",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What one watches, as flags: a group of `config.PretrainConfig`. docs/training.md shows what comes out."""
+"""What one watches, as flags. A group of `PretrainConfig`; docs/training.md shows what comes out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

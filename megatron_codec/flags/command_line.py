@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import UserError
-from megatron_codec.megatron_flags import MEGATRON_FLAGS
+from megatron_codec.flags.megatron import MEGATRON_FLAGS
 
 
 @dataclasses.dataclass
@@ -112,11 +112,17 @@ def _fault_of(kind: object, values: list[str]) -> tuple[str, str]:
     if typing.get_origin(kind) is tuple:
         if not values:
             return "needs at least one value", "give one, or leave the flag out"
-        told = (_fault_of(typing.get_args(kind)[0], [value]) for value in values)
+        inner = typing.get_args(kind)
+        if inner[-1] is not Ellipsis and len(values) != len(inner):
+            return f"takes exactly {len(inner)} values", "give them, or leave the flag out"
+        told = (_fault_of(inner[0], [value]) for value in values)
         return next((fault for fault in told if fault[0]), ("", ""))
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    tuples = [option for option in options if typing.get_origin(option) is tuple]
+    if tuples and values != ["None"]:
+        return _fault_of(tuples[0], values)
     if len(values) != 1:
         return "takes exactly one value", "give one, or leave the flag out for the default"
-    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     rules = []
     for option in options:
         choices = typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()

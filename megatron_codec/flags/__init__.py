@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from megatron_codec.command_line import scan, true_faults
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import raise_all
+from megatron_codec.flags.command_line import scan, true_faults
 from megatron_codec.presets import PRESETS, preset
 
 DRY_RUN_FLAGS = ("--dry-run", "--world-size", "--gpu", "--mfu", "--vocab-size")
