@@ -38,6 +38,7 @@ LAYOUTS = {
     "PP=4": (4, ["--pipeline-model-parallel-size", "4"]),
     "DP=4, overlapped": (4, OVERLAP),
     "TP=2, DP=2, sequence parallel": (4, [*TP, "--sequence-parallel"]),
+    "TP=2, PP=2 interleaved": (4, [*TP, *VP]),
     "TP=2, PP=2 interleaved, sequence parallel": (4, [*TP, *VP, "--sequence-parallel"]),
     "PP=2 interleaved, DP=2, overlapped": (4, [*VP, *OVERLAP]),
     "CP=2, DP=2": (4, CP),
@@ -130,6 +131,17 @@ def is_on_stage(name, pp, vp, stage):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_trains_the_model_of_one_process(layout, run_all, trained):
     check(layout, run_all, trained)
+
+
+@pytest.mark.slow
+def test_four_interleaved_stages_train_the_model_of_one_process(corpus, tmp_path):
+    """They need eight layers."""
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("whole", "cut")}
+    flags = [*corpus.flags, "--num-layers", "8", "--metrics-file"]
+    four = ["--pipeline-model-parallel-size", "4", "--num-virtual-stages-per-pipeline-rank", "2"]
+    launch("tests.distributed.jobs:train", 1, command_lines=[[*flags, files["whole"]]])
+    launch("tests.distributed.jobs:train", 4, command_lines=[[*flags, files["cut"], *four]])
+    assert_same_course(read_metrics(files["cut"]), read_metrics(files["whole"]))
 
 
 @pytest.mark.slow
