@@ -6,6 +6,7 @@ Every process runs this function: torchrun (or srun) starts one for each GPU, or
 import logging
 import signal
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -181,6 +182,15 @@ def _inputs(config: PretrainConfig) -> tuple[PretrainConfig, Corpora, Path | Non
     """
     world_size = parallel.world_size_from_environment()
     faults = [*config.faults(world_size), *sinks.faults(config)]
+    fused = parallel.PLATFORM.transformer_engine
+    if config.fp8.in_hardware and not fused and find_spec("transformer_engine"):
+        faults.append(
+            UserError(
+                f"--fp8-format {config.fp8.fp8_format}",
+                "needs a GPU, and torch sees none",
+                "start on a machine with CUDA, or add --fp8-emulation to try the recipe without",
+            )
+        )
     corpora = start = None
     if not list(config.data.faults()):
         with collecting(faults):
