@@ -10,6 +10,7 @@ from megatron_codec.errors import UserError
 _JPEGLM_7B = PretrainConfig(
     model=ModelConfig(
         num_layers=32, hidden_size=4096, ffn_hidden_size=11008, num_attention_heads=32, seq_length=12288,
+        max_position_embeddings=12288,
     ),
     training=TrainingConfig(
         micro_batch_size=1, global_batch_size=512, train_iters=36240, lr=3e-4, min_lr=3e-5,
@@ -21,7 +22,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "jpeglm-7b": _JPEGLM_7B,
     "avclm-7b": replace(
         _JPEGLM_7B,
-        model=replace(_JPEGLM_7B.model, seq_length=32768),
+        model=replace(_JPEGLM_7B.model, seq_length=32768, max_position_embeddings=32768),
         training=replace(_JPEGLM_7B.training, global_batch_size=128, train_iters=10014, lr_warmup_iters=500),
     ),
     # Sized so that two CPU cores learn something real in minutes. For the first few million tokens a small
@@ -29,6 +30,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "jpeglm-tiny": PretrainConfig(
         model=ModelConfig(
             num_layers=4, hidden_size=128, ffn_hidden_size=384, num_attention_heads=2, seq_length=304,
+            max_position_embeddings=304,
         ),
         training=TrainingConfig(
             micro_batch_size=6, global_batch_size=6, train_iters=3000, lr=4e-3, min_lr=4e-4,

@@ -21,6 +21,9 @@ class ModelConfig:
     """Attention heads; each is hidden-size / heads wide."""
     seq_length: int = 12288
     """Context in tokens; training packs documents to this length."""
+    max_position_embeddings: int | None = None
+    """Longest sequence that the model is meant for, in tokens; of a preset, its own context. The rotary
+    embedding has no table to size, so raising it is all that a longer one takes."""
     norm_epsilon: float = 1e-5
     """Epsilon of RMSNorm."""
     rotary_base: int = 10000
@@ -39,11 +42,21 @@ class ModelConfig:
         """What is out of range, and what does not divide, in the shape itself and by the parallel layout."""
         yield from out_of_range(self, 0, "norm_epsilon", "init_method_std")
         sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
-        wrong = list(out_of_range(self, 1, *sizes, "rotary_base", "make_vocab_size_divisible_by"))
+        wrong = list(
+            out_of_range(
+                self, 1, *sizes, "max_position_embeddings", "rotary_base", "make_vocab_size_divisible_by"
+            )
+        )
         yield from wrong
         if wrong:
             return
         heads = self.num_attention_heads
+        if self.max_position_embeddings is not None and self.seq_length > self.max_position_embeddings:
+            yield UserError(
+                f"--seq-length {self.seq_length}",
+                f"must be at most --max-position-embeddings {self.max_position_embeddings}",
+                f"use {self.max_position_embeddings}, or raise --max-position-embeddings too",
+            )
         # Sizes below 1 are for the layout itself to report.
         tp = max(1, parallel.tensor_model_parallel_size)
         pp = max(1, parallel.pipeline_model_parallel_size)

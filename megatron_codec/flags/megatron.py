@@ -66,7 +66,6 @@ MEGATRON_FLAGS: dict[str, MegatronFlag] = {
     **_all("dataloader-type", "the order of training is a function of the seed and the step"),
     **_all("distributed-backend", "NCCL is used on GPUs and gloo on a CPU"),
     **_all("use-flash-attn transformer-impl attention-backend", "layers are chosen by what is installed"),
-    **_all("max-position-embeddings", "rotary embedding has no table to size", "use --seq-length"),
     **_all(
         "lr-warmup-fraction lr-warmup-samples",
         "warm-up is counted in steps",

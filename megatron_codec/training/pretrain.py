@@ -222,7 +222,8 @@ def _starting_point(config: PretrainConfig, corpora: Corpora | None) -> Path | N
     differing = [
         f"{name} {there}, not {here}"
         for name, here in asdict(config.model).items()
-        if (there := getattr(description.model, name)) != here and name != "seq_length"
+        if (there := getattr(description.model, name)) != here
+        and name not in ("seq_length", "max_position_embeddings")
     ]
     if differing:
         raise UserError(

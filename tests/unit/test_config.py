@@ -108,6 +108,11 @@ def test_the_remedy_of_a_batch_is_a_legal_batch():
         ("--hidden-size 24 --num-attention-heads 8", "--num-attention-heads 8: makes heads 3 wide"),
         ("--num-attention-heads 0", "--num-attention-heads 0: must be at least 1"),
         ("--seq-length 0", "--seq-length 0: must be at least 1"),
+        ("--max-position-embeddings 0", "--max-position-embeddings 0: must be at least 1"),
+        (
+            "--preset jpeglm-7b --seq-length 12290",
+            "--seq-length 12290: must be at most --max-position-embeddings 12288; use 12288, or raise",
+        ),
         ("--norm-epsilon nan", "--norm-epsilon nan: must be at least 0 and finite"),
         ("--make-vocab-size-divisible-by 0", "--make-vocab-size-divisible-by 0: must be at least 1"),
         ("--tensor-model-parallel-size 0", "--tensor-model-parallel-size 0: must be at least 1"),
