@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 void bind_bpe(py::module_& module);
+void bind_kernels(py::module_& module);
 
 static void raise_user_error(std::exception_ptr pointer) {
   try {
@@ -18,7 +19,8 @@ static void raise_user_error(std::exception_ptr pointer) {
 }
 
 PYBIND11_MODULE(_csrc, module) {
-  module.doc() = "C++ behind megatron_codec: byte-pair encoding.";
+  module.doc() = "C++ behind megatron_codec: byte-pair encoding, and kernels of training.";
   py::register_exception_translator(raise_user_error);
   bind_bpe(module);
+  bind_kernels(module);
 }

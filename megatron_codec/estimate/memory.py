@@ -139,7 +139,7 @@ class _Kept:
         t, h = training.micro_batch_size * model.seq_length, model.hidden_size
         f, heads = model.ffn_hidden_size // self.tp, model.num_attention_heads // self.tp
         self.tokens = t
-        self.shared = model.seq_length * (h // model.num_attention_heads) * e
+        self.shared = model.seq_length * (h // model.num_attention_heads) * 4  # in fp32
         if parallel.sequence_parallel:
             self.shared += t * h * e
         own = t // self.tp if parallel.sequence_parallel else t  # tokens of norms and residuals here
@@ -149,9 +149,9 @@ class _Kept:
         # The input, the input of the MLP, and both as they come out of their norms.
         self.layer = 4 * self.stream + 2 * scale + attention + mlp
         self.final_norm = 2 * self.stream + scale
-        # In SwiGLU: gradients of gate, up and product, and silu(gate), less the product. In the first matrix
-        # of the MLP: gradients of gate, up, input and matrix, less gate, up and product.
-        self.backward = self.stream + max(3 * t * f * e, (t * h + 2 * h * f - t * f) * e)
+        # In SwiGLU: gradients of gate, up and product, less the product. In the first matrix of the MLP:
+        # gradients of gate, up, input and matrix, less gate, up and product.
+        self.backward = self.stream + max(2 * t * f, t * h + 2 * h * f - t * f) * e
 
     def logits(self, rows: int) -> int:
         """What the loss keeps: fp32 log-probabilities, labels; a mask where the vocabulary is cut."""

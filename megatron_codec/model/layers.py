@@ -13,7 +13,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_codec.model import kernels
 from megatron_codec.parallel import context_parallel_positions
+
+_FP32 = torch.empty(0)
 
 
 class Rotary:
@@ -96,6 +99,7 @@ class SdpaAttention(MegatronModule):
     Megatron's own writes the s x s matrix; this one lets torch choose a kernel that does not. It applies
     the rotary embedding itself, has no dropout, as Llama has none, and refuses what it would ignore. Under
     context parallelism it gathers keys and values (Llama Team, "The Llama 3 Herd of Models" (2024), 3.3.2).
+    With `fused` it takes the kernel of `kernels.py` where that fits.
     """
 
     def __init__(
@@ -109,8 +113,10 @@ class SdpaAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection=None,
+        fused: bool = True,
     ):
         super().__init__(config=config)
+        self.fused = fused
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if attention_type != "self" or dropout:
             raise ValueError(
@@ -144,6 +150,10 @@ class SdpaAttention(MegatronModule):
             )
         if self.context is not None:
             return self._with_gathered_keys(self.context, query, key, value)
+        width = query.shape[-1]
+        if self.fused and width in kernels.HEAD_WIDTHS and kernels.fits(query, width):
+            cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=_FP32)
+            return kernels.Attention.apply(query, key, value, cos_sd, sin_sd, self.softmax_scale).flatten(2)
         cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=query)
         # The values lie between queries and keys in memory; torch's kernel is slower on them than a copy.
         q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value.contiguous()))
@@ -212,11 +222,12 @@ class RMSNorm(torch.nn.Module):
 
     Under sequence parallelism each rank norms its part of the sequence, so the gradients of the weight
     have to be summed over the tensor-parallel group; Megatron-Core does so for weights with this mark.
+    With `fused` it takes the kernel of `kernels.py` where that fits.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, fused: bool = True):
         super().__init__()
-        self.eps = eps
+        self.eps, self.fused = eps, fused
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
@@ -224,6 +235,8 @@ class RMSNorm(torch.nn.Module):
         """Norms the last dimension of `x`, [..., h]."""
         if x.is_cuda:  # there torch has a kernel of its own
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if self.fused and kernels.fits(x, x.shape[-1]):
+            return kernels.RMSNorm.apply(x, self.weight, self.eps)
         return _RMSNormFunction.apply(x, self.weight, self.eps)
 
 
@@ -245,14 +258,24 @@ class _SwiGLUFunction(torch.autograd.Function):
         gate, up = gate_and_up.chunk(2, -1)
         result = torch.empty_like(gate_and_up)
         to_gate, to_up = result.chunk(2, -1)
-        torch.mul(gradient, F.silu(gate), out=to_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=to_gate)
+        torch.ops.aten.silu.out(gate, out=to_up).mul_(gradient)
+        torch.mul(gradient, up, out=to_gate)
+        torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
         return result
 
 
 class SwiGLU(MegatronModule):
-    """The activation of the MLP: [..., 2 * f], gate and up side by side, to [..., f]."""
+    """The activation of the MLP: [..., 2 * f], gate and up side by side, to [..., f].
+
+    With `fused` it takes the kernel of `kernels.py` where that fits.
+    """
+
+    def __init__(self, config: TransformerConfig, fused: bool = True):
+        super().__init__(config=config)
+        self.fused = fused
 
     def forward(self, gate_and_up: Tensor) -> Tensor:
         """silu(gate) * up."""
+        if self.fused and kernels.fits(gate_and_up, gate_and_up.shape[-1] // 2):
+            return kernels.SwiGLU.apply(gate_and_up)
         return _SwiGLUFunction.apply(gate_and_up)

@@ -18,10 +18,11 @@ HEADS, WIDTH = 4, 16
 
 
 def config_of(groups: int = HEADS, **options) -> TransformerConfig:
+    heads, width = options.pop("num_heads", HEADS), options.pop("width", WIDTH)
     return TransformerConfig(
         num_layers=2,
-        hidden_size=HEADS * WIDTH,
-        num_attention_heads=HEADS,
+        hidden_size=heads * width,
+        num_attention_heads=heads,
         num_query_groups=groups,
         attention_dropout=options.pop("attention_dropout", 0.0),
         gated_linear_unit=True,

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "estimate": {"errors", "config"},
     "flags": {"errors", "config", "presets"},
     "parallel": {"platform", "config"},
-    "model": {"platform", "config", "parallel"},
+    "model": {"platform", "config", "parallel", "_csrc"},
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
     "training": {
         *("errors", "files", "config", "platform", "parallel", "tokenizer", "data", "model", "estimate"),
