@@ -100,7 +100,7 @@ def our_step(config: PretrainConfig, num_tokens: int) -> Callable[[], Callable[[
         schedule = build_schedule(optimizer, config.training)
         connect(model, optimizer)
         loader = Loader(RandomSamples(config.model.seq_length, num_tokens), config.training, layout)
-        model.train()
+        model[0].train()
 
         def step(i: int) -> float:
             return train_step(model, optimizer, schedule, loader, i, config.training, layout).loss
