@@ -39,21 +39,29 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that are made under it and still there, and of those that are sent.
 
     Attributes:
-        now, peak: at the moment, and at most so far.
+        peak: bytes at most so far.
         sent: to other processes of two, by operation.
     """
 
     def __init__(self, existing: set[int]):
         super().__init__()
-        self.now = self.peak = 0
+        self.peak = 0
         self.sent: Counter[str] = Counter()
-        self._seen = dict.fromkeys(existing)
+        self._existing = existing
+        self._seen: dict[int, weakref.ref] = {}
+
+    @property
+    def now(self) -> int:
+        """Bytes at the moment: recomputation empties and fills storages without an operation of torch."""
+        there = (storage() for storage in list(self._seen.values()))
+        return sum(storage.nbytes() for storage in there if storage is not None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
         namespace, name = func._schema.name.split("::")
         if namespace == "c10d":
             sizes = [tensor.nbytes for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)]
@@ -61,17 +69,9 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-
-        def gone(_):
-            self.now -= size
-            del self._seen[key]
-
-        self._seen[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        key = storage._cdata
+        if key not in self._existing and key not in self._seen:
+            self._seen[key] = weakref.ref(storage, lambda _: self._seen.pop(key))
 
 
 def measure(command_lines: list[list[str]]) -> list[dict[str, Any]]:
@@ -91,20 +91,21 @@ def _measure(command_line: list[str]) -> dict[str, Any]:
     config = parse_pretrain(command_line)
     model, training = config.model, config.training
     layout = parallel.initialize(config.parallel)
-    module = build_model(
-        transformer_config(model, config.parallel, training, layout), model, NUM_TOKENS, layout
-    )
+    shape = transformer_config(model, config.parallel, training, layout)
+    chunks = [build_model(shape, model, NUM_TOKENS, layout, chunk=i) for i in range(layout.vp)]
+    parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
     torch.manual_seed(layout.rank)
-    wrapped = data_parallel([module], config.parallel, layout)
+    wrapped = data_parallel(chunks, config.parallel, layout)
     optimizer = build_optimizer(wrapped, training, config.parallel)
-    weights = storages(module.parameters())
-    gradients = storages(parameter.main_grad for parameter in module.parameters())
-    shape = training.micro_batch_size, model.seq_length
+    weights = storages(parameters)
+    gradients = storages(parameter.main_grad for parameter in parameters)
+    shape = training.micro_batch_size, model.seq_length // layout.cp
     batches = []
     for _ in range(training.num_microbatches(layout.dp)):
         tokens = torch.randint(NUM_TOKENS, (shape[0], shape[1] + 1))
         batch = {"tokens": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
-        batch |= {"position_ids": torch.arange(shape[1]).expand(shape), "loss_mask": torch.ones(shape)}
+        positions = layout.positions(model.seq_length).expand(shape)
+        batch |= {"position_ids": positions, "loss_mask": torch.ones(shape)}
         batches.append(batch)
     live = LiveBytes(weights.keys() | gradients.keys())
     kept = []
@@ -117,8 +118,8 @@ def _measure(command_line: list[str]) -> dict[str, Any]:
     with live:
         step.get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=iter(batches),
-            model=wrapped[0],
+            data_iterator=iter(batches) if layout.vp == 1 else [iter(batches) for _ in chunks],
+            model=wrapped[0] if layout.vp == 1 else [*wrapped],
             num_microbatches=len(batches),
             seq_length=model.seq_length,
             micro_batch_size=training.micro_batch_size,
@@ -134,7 +135,7 @@ def _measure(command_line: list[str]) -> dict[str, Any]:
         "weights": sum(weights.values()),
         "gradients": sum(gradients.values()),
         "optimizer": sum(state.values()),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "parameters": sum(parameter.numel() for parameter in parameters),
         "kept": max(kept),
         "peak": live.peak,
         "stage": layout.pp_rank,
@@ -150,7 +151,7 @@ def storages(tensors) -> dict[int, int]:
 
 def assert_agrees(command_line: list[str], measured: dict[str, Any], world_size: int) -> None:
     """Every component within 1% in one process and 5% in two, parameters exactly."""
-    estimated = estimate(parse_pretrain(command_line), world_size, NUM_TOKENS)
+    estimated = estimate(parse_pretrain(command_line), world_size, NUM_TOKENS, on_cpu=True)
     stage = estimated.stages[measured["stage"]]
     memory = stage.memory
     assert sum(stage.parameters.values()) == measured["parameters"]
