@@ -1,9 +1,9 @@
 """Memory of one GPU in training, by component, from the configuration alone.
 
-Bytes are of one GPU; t = micro-batch x sequence / CP tokens, s sequence, h hidden, f FFN, v rows of the padded
-vocabulary. What is kept for the backward pass is read off `model/layers.py` and Megatron-Core 0.16.1, and
-tests/unit/test_estimate.py holds it against real training steps on a CPU. Transformer Engine's layers keep
-much the same tensors; where they differ, its published source was read (2.20), and they were not run.
+Bytes are of one GPU; t = micro-batch x sequence / CP tokens, s sequence, h hidden, f FFN, v rows of the
+padded vocabulary. What is kept for the backward pass is read off `model/layers.py` and Megatron-Core 0.16.1,
+and tests/unit/test_estimate.py holds it against real training steps on a CPU. Transformer Engine's layers
+keep much the same tensors; where they differ, its published source was read (2.20), and they were not run.
 
 Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), section 4,
 whose sums are redone here for RMSNorm, SwiGLU and an attention that keeps no s x s matrix.
@@ -66,13 +66,15 @@ def memory(
     # Token ids are kept by the embedding.
     ids = 8 * kept.tokens * held.in_flight.count(0) if held.first else 0
     activations = kept.shared + ids + sum(kept.piece(held.layers[i]) for i in held.in_flight)
+    if len(held.layers) > 1:
+        # Interleaved stages receive an input and a gradient ahead; on a CPU they do not free what they sent.
+        activations += (2 + len(held.in_flight) * on_cpu) * kept.stream
     # The loss is the fullest moment, or the backward pass of a layer's MLP: first of the last layer, when the
     # loss and the final norm are done with.
     head = kept.final_norm if held.last else 0
     logits = kept.logits(rows) if held.last else 0
     loss = kept.loss_backward(rows) if held.last else 0
     layer = kept.backward + kept.recomputed(held.layers[-1])
-    pipelined = not (held.first and held.last)
     return Memory(
         weights=(2 if training.bf16 else 4) * parameters,
         fp8_copies=2 * in_fp8 * matrices,
@@ -109,7 +111,11 @@ class _Kept:
         self.recomputes = (training.recompute_num_layers or 1) if full else 0
         self.parts = training.recompute_modules if training.recompute_granularity == "selective" else ()
         t = training.micro_batch_size * model.seq_length // parallel.context_parallel_size
-        h, f, heads = model.hidden_size, model.ffn_hidden_size // self.tp, model.num_attention_heads // self.tp
+        h, f, heads = (
+            model.hidden_size,
+            model.ffn_hidden_size // self.tp,
+            model.num_attention_heads // self.tp,
+        )
         self.tokens = t
         self.shared = model.seq_length * (h // model.num_attention_heads) * e
         if parallel.sequence_parallel:

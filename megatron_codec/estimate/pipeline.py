@@ -1,7 +1,7 @@
 """What a pipeline stage holds: pieces of the model, and micro-batches whose activations wait in them.
 
-Without virtual stages a stage has one piece and runs 1F1B. With v of them it has every PP-th of PP x v pieces,
-and micro-batches pass through the stages v times. The order is Megatron-Core 0.16.1's
+Without virtual stages a stage has one piece and runs 1F1B. With v of them it has every PP-th of PP x v
+pieces, and micro-batches pass through the stages v times. The order is Megatron-Core 0.16.1's
 (`pipeline_parallel/schedules.py`).
 
 Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 2.2.

@@ -80,9 +80,7 @@ def faults(config: PretrainConfig, world_size: int) -> Iterator[UserError]:
     yield from config.run_faults(world_size)
 
 
-def estimate(
-    config: PretrainConfig, world_size: int, num_tokens: int, on_cpu: bool = False
-) -> Estimate:
+def estimate(config: PretrainConfig, world_size: int, num_tokens: int, on_cpu: bool = False) -> Estimate:
     """Computes everything for `world_size` GPUs and a tokenizer of `num_tokens` ids, BOS and EOS included.
 
     Args:

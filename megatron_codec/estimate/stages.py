@@ -1,6 +1,7 @@
 """One stage of the pipeline: its parameters, its memory under each recomputation, and what it sends."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.estimate.memory import Memory, layer_parameters, memory
@@ -53,7 +54,15 @@ def stage(config: PretrainConfig, number: int, dp: int, rows: int, on_cpu: bool)
     )
 
 
-def _recomputing(config: PretrainConfig, granularity) -> PretrainConfig:
+def chosen_recomputation(config: PretrainConfig) -> str:
+    """`none` or `full` where the run's own choice comes to that, else `chosen`."""
+    for name, granularity in (("none", None), ("full", "full")):
+        if _recomputing(config, granularity).training == config.training:
+            return name
+    return "chosen"
+
+
+def _recomputing(config: PretrainConfig, granularity: Literal["full"] | None) -> PretrainConfig:
     """The same run without recomputation, or with that of every layer."""
     training = replace(
         config.training,
