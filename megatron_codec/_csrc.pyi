@@ -24,3 +24,28 @@ class BpeEncoder:
 
 def byte_histogram(stream: Any) -> np.ndarray:
     """How often each byte occurs, int64 [256]: the least work that encoding is measured beside."""
+
+Place = tuple[int, int, int, int]
+"""Address of a tensor [s, b, n, d], and its strides but for the last, which is 1."""
+
+class Team:
+    def __init__(self, openmp: int, threads: int) -> None: ...
+
+class AttentionShape:
+    def __init__(
+        self, sequence: int, batch: int, heads: int, groups: int, width: int, scale: float
+    ) -> None: ...
+
+def has_amx() -> bool:
+    """Whether the kernels below can run; what they take are addresses (model/kernels.py)."""
+
+def attention_forward(
+    team: Team, shape: AttentionShape, cos: int, sin: int, *places: Place | int
+) -> None: ...
+def attention_backward(
+    team: Team, shape: AttentionShape, cos: int, sin: int, *places: Place | int
+) -> None: ...
+def rms_norm_forward(team: Team, rows: int, width: int, epsilon: float, *addresses: int) -> None: ...
+def rms_norm_backward(team: Team, rows: int, width: int, *addresses: int) -> None: ...
+def swiglu_forward(team: Team, rows: int, width: int, *addresses: int) -> None: ...
+def swiglu_backward(team: Team, rows: int, width: int, *addresses: int) -> None: ...
