@@ -172,6 +172,9 @@ class FakeLayout:
     def __init__(self, dp_rank: int):
         self.dp_rank = dp_rank
 
+    def positions(self, seq_length: int) -> torch.Tensor:
+        return torch.arange(seq_length)
+
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_micro_batches_are_the_same_however_they_are_read(workers):
