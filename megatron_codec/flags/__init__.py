@@ -85,7 +85,7 @@ def _read(arguments: Sequence[str], defaults: PretrainConfig) -> PretrainConfig:
 def parse_dry_run(arguments: Sequence[str] | None = None) -> DryRun | None:
     """Reads the flags of `--dry-run` beside those of the run; None where it is not asked for.
 
-    The number of GPUs is `--world-size`, else WORLD_SIZE of the environment, else TP x PP.
+    The number of GPUs is `--world-size`, else WORLD_SIZE of the environment, else TP x PP x CP.
 
     Raises:
         UserError: the preset is not known.
@@ -106,7 +106,5 @@ def parse_dry_run(arguments: Sequence[str] | None = None) -> DryRun | None:
     config = parse_pretrain(rest, dry_run=True)
     world_size = known.world_size
     if world_size is None:
-        parallel = config.parallel
-        least = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-        world_size = int(os.environ.get("WORLD_SIZE", max(1, least)))
+        world_size = int(os.environ.get("WORLD_SIZE", max(1, config.parallel.model_parallel_size)))
     return DryRun(config, world_size, known.vocab_size, known.mfu, known.gpu)
