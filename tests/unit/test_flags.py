@@ -92,7 +92,8 @@ RIGHT = [
     "--wandb-exp-name y",
     "--dry-run --world-size 8 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 "
     "--num-layers 24 --num-virtual-stages-per-pipeline-rank 3 --global-batch-size 8 "
-    "--micro-batch-size 2 --mfu 0.3 --recompute-granularity full --recompute-num-layers 4 --sequence-parallel",
+    "--micro-batch-size 2 --mfu 0.3 --recompute-granularity full --recompute-num-layers 4 "
+    "--sequence-parallel",
     "--dry-run --world-size 8 --context-parallel-size 2 --global-batch-size 16 --micro-batch-size 4 "
     "--overlap-grad-reduce --overlap-param-gather",
 ]  # fmt: skip
