@@ -26,6 +26,17 @@ class DataConfig:
     num_workers: int = 1
     """Threads in each process that read ahead; 0 reads when a micro-batch is due."""
 
+    @property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Prefixes, with their weights, by the flag that named them."""
+        named = {
+            "--data-path": self.data_path,
+            "--train-data-path": self.train_data_path,
+            "--valid-data-path": self.valid_data_path,
+            "--test-data-path": self.test_data_path,
+        }
+        return {flag: values for flag, values in named.items() if values}
+
     def faults(self) -> Iterator[UserError]:
         """Datasets that are missing or contradict each other, and shares that are none."""
         given = {

@@ -1,76 +1,102 @@
-"""The command line of pretraining: Megatron's flag names, built by tyro from the dataclasses of config.py."""
+"""The command line of pretraining: Megatron's flag names, built by tyro from the dataclasses of config/."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
 from megatron_codec.config import PretrainConfig
-from megatron_codec.errors import raise_all
-from megatron_codec.flags.command_line import scan, true_faults
+from megatron_codec.errors import UserError, collecting, raise_all
+from megatron_codec.flags.command_line import Scan, flags_of, known_flags, scan
+from megatron_codec.flags.dry_run import DryRun, DryRunFlags
+from megatron_codec.flags.value_faults import value_faults
 from megatron_codec.presets import PRESETS, preset
 
-DRY_RUN_FLAGS = ("--dry-run", "--world-size", "--gpu", "--mfu", "--vocab-size")
+__all__ = ["CommandLine", "DryRun", "parse", "parse_dry_run", "parse_pretrain"]
+
+_DRY_RUN = flags_of(DryRunFlags)
 
 
 @dataclass(frozen=True)
-class DryRun:
-    """A run that is only computed.
+class CommandLine:
+    """What a command line asks for.
 
     Attributes:
-        config: the run; data and folders may be left out.
-        world_size: number of GPUs.
-        vocab_size: bytes and merges of the tokenizer that there will be.
-        mfu: utilization that speeds are computed for.
-        gpu_name: the kind of GPU; None for every known one.
+        config: the run.
+        dry_run: where it is only to be computed, else None.
+        unchanged: flags of Megatron-LM that ask for what happens anyway, with their values.
     """
 
     config: PretrainConfig
-    world_size: int
-    vocab_size: int
-    mfu: float
-    gpu_name: str | None
+    dry_run: DryRun | None
+    unchanged: tuple[str, ...]
 
 
-def parse_pretrain(
-    arguments: Sequence[str] | None = None, world_size: int | None = None, dry_run: bool = False
-) -> PretrainConfig:
-    """Reads flags over the defaults of `--preset NAME`.
+@dataclass(frozen=True)
+class _Flags:
+    """All that tyro reads."""
 
-    Where a flag is wrong, the faults of the other values for `world_size` processes (by default
-    WORLD_SIZE of the environment, else 1) are told with it.
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    dry_run: Annotated[DryRunFlags, tyro.conf.arg(name="")] = field(default_factory=DryRunFlags)
+    preset: str | None = None
+    """Named defaults, which the other flags replace."""
+
+
+def parse(arguments: Sequence[str] | None = None, world_size: int | None = None) -> CommandLine:
+    """Reads flags over the defaults of `--preset NAME`. Prints nothing and imports no torch.
+
+    Where a flag is wrong, what is wrong with the other values, and with the datasets, is told with it, for
+    `world_size` processes: by default WORLD_SIZE of the environment, which torchrun sets, else 1. SLURM's
+    number of tasks is not asked: under examples/ a task is one torchrun. A right command line is not judged
+    here but by `PretrainConfig.faults`, `estimate.dry_run` and `training.pretrain`.
 
     Raises:
-        UserError: flags that are not known, values of a wrong type, and what is wrong beside them.
+        UserError: flags that are not known, values of a wrong type, an unknown preset, flags of a dry run
+            without --dry-run, and what is wrong beside them.
         SystemExit: `--help`.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    known, rest = first.parse_known_args(arguments)
-    defaults = preset(known.preset) if known.preset else PretrainConfig()
-    scanned = scan(rest, ("--preset", *DRY_RUN_FLAGS))
-    config = _read(scanned.good, defaults)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    scanned = scan(arguments, {"--preset": str, **known_flags(), **_DRY_RUN})
+    name = _last_value(scanned.good, "--preset")
+    defaults = PretrainConfig()
+    before = len(scanned.faults)
+    with collecting(scanned.faults):
+        defaults = preset(name) if name else defaults
+    if len(scanned.faults) > before:
+        scanned.touched.add("--preset")
+    flags = _read(scanned.good, defaults)
+    scanned.faults += _without_dry_run(scanned, flags.dry_run)
+    planned = None
+    if flags.dry_run.dry_run or "--dry-run" in scanned.touched:
+        planned = DryRun.of(flags.dry_run, flags.config)
     if scanned.faults:
-        # Without the preset that was meant, or a number of GPUs, nothing true can be said of the values.
-        if not dry_run and "--preset" not in scanned.touched:
-            if world_size is None:
-                world_size = int(os.environ.get("WORLD_SIZE", 1))
-            scanned.faults += true_faults(config, world_size, scanned.touched)
+        if "--preset" not in scanned.touched:  # without it nothing true can be said of the values
+            if planned is not None:
+                world_size = planned.world_size
+            elif world_size is None:
+                world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            scanned.faults += value_faults(flags.config, world_size, scanned.touched, planned)
         raise_all(scanned.faults)
-    if scanned.unchanged:
-        print(f" always so here, changed nothing: {' '.join(scanned.unchanged)}", file=sys.stderr)
-    return config
+    return CommandLine(flags.config, planned, tuple(scanned.unchanged))
 
 
-def _read(arguments: Sequence[str], defaults: PretrainConfig) -> PretrainConfig:
+def parse_pretrain(arguments: Sequence[str] | None = None, world_size: int | None = None) -> PretrainConfig:
+    """The run of a command line; see `parse`."""
+    return parse(arguments, world_size).config
+
+
+def parse_dry_run(arguments: Sequence[str] | None = None) -> DryRun | None:
+    """The dry run of a command line, None where it is not asked for; see `parse`."""
+    return parse(arguments).dry_run
+
+
+def _read(arguments: Sequence[str], defaults: PretrainConfig) -> _Flags:
     return tyro.cli(
-        Annotated[PretrainConfig, tyro.conf.arg(name="")],
-        default=defaults,
+        _Flags,
+        default=_Flags(defaults),
         args=arguments,
         description=(
             f"Pretrains a codec language model. --preset {{{','.join(PRESETS)}}} sets the defaults that the "
@@ -82,29 +108,16 @@ def _read(arguments: Sequence[str], defaults: PretrainConfig) -> PretrainConfig:
     )
 
 
-def parse_dry_run(arguments: Sequence[str] | None = None) -> DryRun | None:
-    """Reads the flags of `--dry-run` beside those of the run; None where it is not asked for.
+def _last_value(good: Sequence[str], flag: str) -> str | None:
+    places = [place for place, argument in enumerate(good) if argument == flag]
+    return good[places[-1] + 1] if places else None
 
-    The number of GPUs is `--world-size`, else WORLD_SIZE of the environment, else TP x PP x CP.
 
-    Raises:
-        UserError: the preset is not known.
-        SystemExit: as of `parse_pretrain`.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if "--dry-run" not in arguments:
-        return None
-    first = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, usage="pretrain.py --dry-run [flags]; see --help"
-    )
-    first.add_argument("--dry-run", action="store_true")
-    first.add_argument("--world-size", type=int)
-    first.add_argument("--gpu")
-    first.add_argument("--mfu", type=float, default=0.4)
-    first.add_argument("--vocab-size", type=int, default=320)
-    known, rest = first.parse_known_args(arguments)
-    config = parse_pretrain(rest, dry_run=True)
-    world_size = known.world_size
-    if world_size is None:
-        world_size = int(os.environ.get("WORLD_SIZE", max(1, config.parallel.model_parallel_size)))
-    return DryRun(config, world_size, known.vocab_size, known.mfu, known.gpu)
+def _without_dry_run(scanned: Scan, flags: DryRunFlags) -> list[UserError]:
+    if flags.dry_run or "--dry-run" in scanned.touched:
+        return []
+    return [
+        UserError(flag, "goes with --dry-run", "add --dry-run, or leave it out")
+        for flag in dict.fromkeys(scanned.given)
+        if flag in _DRY_RUN and flag != "--no-dry-run"
+    ]

@@ -5,11 +5,14 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import UserError
-from megatron_codec.flags.megatron import MEGATRON_FLAGS
+from megatron_codec.flags.megatron import megatron_flag
+from megatron_codec.flags.megatron_flag import MegatronFlag
+
+FLAG = r"--[a-z][a-z0-9-]*"  # as it stands in a message
 
 
 @dataclasses.dataclass
@@ -20,29 +23,36 @@ class Scan:
         good: arguments that tyro can read.
         faults: what is wrong with the others.
         touched: real flags that the others are, or may have been meant to be.
+        given: real flags, right or wrong, in their order.
         unchanged: Megatron's flags that ask for what happens anyway.
     """
 
     good: list[str] = dataclasses.field(default_factory=list)
     faults: list[UserError] = dataclasses.field(default_factory=list)
     touched: set[str] = dataclasses.field(default_factory=set)
+    given: list[str] = dataclasses.field(default_factory=list)
     unchanged: list[str] = dataclasses.field(default_factory=list)
 
 
 def known_flags() -> dict[str, object]:
-    """Every flag of the dataclasses with its type; `--no-flag` beside each that is a boolean."""
+    """Every flag of a run with its type; `--no-flag` beside each that is a boolean."""
+    groups = typing.get_type_hints(PretrainConfig).values()
+    return {flag: kind for group in groups for flag, kind in flags_of(group).items()}
+
+
+def flags_of(group: type) -> dict[str, object]:
+    """The flags of a dataclass with their types."""
     found: dict[str, object] = {}
-    for group in typing.get_type_hints(PretrainConfig).values():
-        for name, kind in typing.get_type_hints(group).items():
-            found[f"--{name.replace('_', '-')}"] = kind
-            if kind is bool:
-                found[f"--no-{name.replace('_', '-')}"] = kind
+    for name, kind in typing.get_type_hints(group).items():
+        found[f"--{name.replace('_', '-')}"] = kind
+        if kind is bool:
+            found[f"--no-{name.replace('_', '-')}"] = kind
     return found
 
 
-def scan(arguments: Sequence[str], extra: Sequence[str] = ()) -> Scan:
-    """Sorts `arguments`; `extra` are flags read elsewhere that a misspelt one may have been meant to be."""
-    flags, result = known_flags(), Scan()
+def scan(arguments: Sequence[str], flags: Mapping[str, object]) -> Scan:
+    """Sorts `arguments` by the types of `flags`."""
+    result = Scan()
     for given, values in _grouped(arguments):
         name = given.partition("=")[0]
         shown = " ".join([given, *values])
@@ -52,36 +62,46 @@ def scan(arguments: Sequence[str], extra: Sequence[str] = ()) -> Scan:
             continue
         spelt = name.replace("_", "-")
         if spelt in flags:
+            result.given.append(spelt)
             rule, remedy = _fault_of(flags[spelt], taken)
             if rule:
                 result.faults.append(UserError(shown, rule, remedy))
-                result.touched.add(spelt.replace("--no-", "--", 1))
+                result.touched.add(_positive(spelt))
             else:
                 result.good += [spelt, *taken]
-        elif spelt in MEGATRON_FLAGS:
-            entry = MEGATRON_FLAGS[spelt]
-            if entry.same is not None and _equal(" ".join(taken), entry.same):
-                result.unchanged.append(shown)
-            else:
-                result.faults.append(UserError(shown, f"is not supported: {entry.reason}", entry.remedy))
+        elif entry := megatron_flag(spelt):
+            _sort_megatron(name, entry, taken, result)
         else:
-            near = difflib.get_close_matches(spelt, [*flags, *extra], 3, 0.75)
+            near = difflib.get_close_matches(spelt, flags, 3, 0.75)
             remedy = f"did you mean {' or '.join(near)}?" if near else "see --help for all flags"
             result.faults.append(UserError(shown, "is no flag", remedy))
-            result.touched |= {flag.replace("--no-", "--", 1) for flag in near}
+            result.touched |= {_positive(flag) for flag in near}
     return result
 
 
-def true_faults(config: PretrainConfig, world_size: int, touched: set[str]) -> list[UserError]:
-    """Faults of the values, without those that speak of a flag whose value could not be read."""
-    layout = {"--tensor-model-parallel-size", "--pipeline-model-parallel-size"}
-    if touched & layout:  # the batch is divided by what the layout leaves
-        touched = touched | layout | {"--global-batch-size"}
-    return [
-        fault
-        for fault in config.faults(world_size)
-        if not touched & set(re.findall(r"--[a-z][a-z0-9-]*", str(fault)))
-    ]
+def _sort_megatron(name: str, entry: MegatronFlag, taken: list[str], result: Scan) -> None:
+    """Sorts a flag of Megatron-LM that is none here, with what stands behind it."""
+    own, surplus = entry.cut(taken)
+    shown = " ".join([name, *own])
+    if entry.changes_nothing(own):
+        result.unchanged.append(shown)
+    elif entry.same and entry.takes == "one" and not own:
+        result.faults.append(UserError(shown, "takes exactly one value", "give one, or leave the flag out"))
+    else:
+        rule, remedy = f"is not supported: {entry.reason}", entry.remedy
+        if entry.same and entry.takes == "one":
+            rule = f"is not supported, only {' or '.join(entry.same)}: {entry.reason}"
+        result.faults.append(UserError(shown, rule, remedy))
+        result.touched |= set(re.findall(FLAG, remedy))
+    if surplus:
+        takes = "no value" if entry.takes == "none" else "one value"
+        result.faults.append(
+            UserError(" ".join(surplus), f"follows {name}, which takes {takes}", "leave it out")
+        )
+
+
+def _positive(flag: str) -> str:
+    return flag.replace("--no-", "--", 1)
 
 
 def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -140,10 +160,3 @@ def _fault_of(kind: object, values: list[str]) -> tuple[str, str]:
                     (f"must be {'a whole number' if option is int else 'a number'}", "give a number")
                 )
     return rules[0] if rules else ("", "")  # any other type is for tyro to read
-
-
-def _equal(given: str, same: str) -> bool:
-    try:
-        return float(given) == float(same)
-    except ValueError:
-        return given == same

@@ -1,7 +1,6 @@
 """What a run trains and is evaluated on: datasets opened, checked against each other, and blended."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -9,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from megatron_codec.config import PretrainConfig
-from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples
-from megatron_codec.data.blend import Blend, Samples, parse_blend
+from megatron_codec.data import DocumentRows, PackedSamples
+from megatron_codec.data.blend import Blend, Samples
 from megatron_codec.data.code_length import bits_per_byte, predicted_counts
-from megatron_codec.errors import UserError
+from megatron_codec.data.opening import Parts, open_alike
 from megatron_codec.tokenizer import Tokenizer
-
-Parts = list[tuple[Fraction | None, CodecDataset]]  # with their weights, where they were given
 
 
 @dataclass(frozen=True)
@@ -81,18 +78,13 @@ def open_corpora(config: PretrainConfig) -> Corpora:
     data, seq_length = config.data, config.model.seq_length
     if data.mock_data:
         return _mock(config)
+    opened = open_alike(data.paths)
     if data.data_path:
-        parts = _open("--data-path", data.data_path)
         shares = [float(share) for share in data.split.split(",")]
-        splits = [(weight, dataset.split(shares)) for weight, dataset in parts]
+        splits = [(weight, dataset.split(shares)) for weight, dataset in opened["--data-path"]]
         train, valid, test = ([(weight, views[i]) for weight, views in splits] for i in range(3))
-        flagged = [("--data-path", train)]
     else:
-        train = _open("--train-data-path", data.train_data_path)
-        valid = _open("--valid-data-path", data.valid_data_path)
-        test = _open("--test-data-path", data.test_data_path)
-        flagged = [("--train-data-path", train), ("--valid-data-path", valid), ("--test-data-path", test)]
-    _check_alike(flagged)
+        train, valid, test = (opened.get(f"--{name}-data-path", []) for name in ("train", "valid", "test"))
     first = train[0][1]
     weights = [weight or Fraction(dataset.num_tokens) for weight, dataset in train]
     packed = [PackedSamples(dataset, seq_length, config.training.seed) for _, dataset in train]
@@ -105,24 +97,6 @@ def open_corpora(config: PretrainConfig) -> Corpora:
         codec=first.manifest.codec,
         hash=_hash(train, weights),
     )
-
-
-def _open(flag: str, values: Sequence[str]) -> Parts:
-    return [(weight, CodecDataset.open(prefix)) for weight, prefix in parse_blend(flag, values)]
-
-
-def _check_alike(flagged: list[tuple[str, Parts]]) -> None:
-    first = flagged[0][1][0][1]
-    for flag, parts in flagged:
-        for _, dataset in parts:
-            if dataset.manifest.tokenizer != first.manifest.tokenizer or (
-                dataset.manifest.codec != first.manifest.codec
-            ):
-                raise UserError(
-                    f"{flag} {dataset.prefix}",
-                    f"was made with another tokenizer or codec than {first.prefix}",
-                    "make both with the same --tokenizer and codec settings",
-                )
 
 
 def _held_out(parts: Parts, seq_length: int) -> HeldOut | None:

@@ -339,7 +339,7 @@ def test_context_parallelism_on_gpus_is_a_ring():
 def test_fp8_counts_where_it_is_computed():
     command = ["--preset", "jpeglm-7b", "--recompute-granularity", "None"]
     bf16, fp8, emulated, mixed = (
-        estimate(parse_pretrain([*command, *flags.split()], dry_run=True), 32, NUM_TOKENS)
+        estimate(parse_pretrain([*command, *flags.split()]), 32, NUM_TOKENS)
         for flags in (
             "",
             "--fp8-format hybrid",

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "presets": {"errors", "config"},
     "estimate": {"errors", "config"},
-    "flags": {"errors", "config", "presets"},
+    "flags": {"errors", "config", "presets", "data", "estimate"},
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel", "_csrc"},
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
