@@ -1,8 +1,4 @@
-"""Size, arithmetic and time of a run from its configuration alone.
-
-Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 2.2,
-for the bubble of the pipeline.
-"""
+"""Size, arithmetic and time of a run from its configuration alone."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,9 +6,10 @@ from typing import Any
 
 from megatron_codec.config import PretrainConfig
 from megatron_codec.errors import UserError, raise_all
-from megatron_codec.estimate.flops import model_parameters, token_flops
+from megatron_codec.estimate.flops import model_parameters, recomputed_flops, token_flops
 from megatron_codec.estimate.gpus import Gpu
-from megatron_codec.estimate.memory import Stage, stage
+from megatron_codec.estimate.pipeline import bubble
+from megatron_codec.estimate.stages import Stage, stage
 
 GIB = 2**30
 # Set aside on every GPU for the CUDA context, NCCL's buffers and gaps between allocations. Not measured.
@@ -26,9 +23,10 @@ class Estimate:
     Attributes:
         parameters: of the whole model, each counted once.
         num_microbatches: in a step, of each process.
-        bubble: share of a step's time in which a stage waits, (PP - 1) / (m + PP - 1).
+        bubble: share of a step's time in which a stage waits.
         flops_full, flops_causal: FLOPs a token, forward and backward, counting all of attention (PaLM) or
             its causal half (Megatron-LM). Recomputation is not counted.
+        flops_recomputed: FLOPs a token that recomputation adds, counting all of attention.
         steps, tokens: of the whole run; passes over a dataset (`train_epochs`) are not known here.
     """
 
@@ -42,6 +40,7 @@ class Estimate:
     bubble: float
     flops_full: float
     flops_causal: float
+    flops_recomputed: float
     steps: int
     tokens: int
 
@@ -50,22 +49,23 @@ class Estimate:
         """Number of the stage that needs the most memory."""
         return max(range(len(self.stages)), key=lambda i: self.stages[i].memory.total)
 
-    def need(self, kind: Gpu, recompute: bool | None = None) -> int:
-        """Bytes of the fullest stage on such a GPU, as configured or with recomputation set."""
+    def need(self, recompute: bool | None = None) -> int:
+        """Bytes of the fullest stage, as configured or with recomputation of nothing or of every layer."""
 
         def total(stage: Stage) -> int:
             memory = {None: stage.memory, True: stage.with_recompute, False: stage.without_recompute}
-            return memory[recompute].total + (stage.fp8_copies if kind.fp8 else 0)
+            return memory[recompute].total
 
-        return max(total(stage) for stage in self.stages)
+        return max(map(total, self.stages))
 
     def headroom(self, kind: Gpu, recompute: bool | None = None) -> int:
         """Bytes left on such a GPU beside what is needed and `RESERVED`; negative where it does not fit."""
-        return int(kind.gib * GIB) - RESERVED - self.need(kind, recompute)
+        return int(kind.gib * GIB) - RESERVED - self.need(recompute)
 
-    def tokens_per_second(self, kind: Gpu, mfu: float) -> float:
-        """Of one GPU at a utilization that counts all of attention."""
-        return mfu * kind.tflops * 1e12 / self.flops_full
+    def tokens_per_second(self, kind: Gpu, mfu: float) -> float | None:
+        """Of one GPU at a utilization that counts all of attention; None if it does not have the FP8."""
+        peak = kind.peak(self.config.fp8)
+        return None if peak is None else mfu * peak * 1e12 / self.flops_full
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, with `fullest`."""
@@ -80,8 +80,13 @@ def faults(config: PretrainConfig, world_size: int) -> Iterator[UserError]:
     yield from config.run_faults(world_size)
 
 
-def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estimate:
+def estimate(config: PretrainConfig, world_size: int, num_tokens: int, on_cpu: bool = False) -> Estimate:
     """Computes everything for `world_size` GPUs and a tokenizer of `num_tokens` ids, BOS and EOS included.
+
+    Args:
+        on_cpu: count what differs where this package's own layers run on a CPU: keys and values gathered
+            under context parallelism, norms that can be recomputed, outputs kept by interleaved pipelines.
+            Without, Transformer Engine's layers on GPUs are counted.
 
     Raises:
         UserError: the configuration does not fit together.
@@ -95,7 +100,7 @@ def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estima
     if training.train_samples is not None:
         steps = -(-training.train_samples // training.global_batch_size)
     microbatches = training.num_microbatches(dp)
-    stages = tuple(stage(config, i, dp, rows) for i in range(pp))
+    stages = tuple(stage(config, i, dp, rows, on_cpu) for i in range(pp))
     flops = token_flops(config, rows)
     return Estimate(
         config=config,
@@ -105,9 +110,10 @@ def estimate(config: PretrainConfig, world_size: int, num_tokens: int) -> Estima
         parameters=model_parameters(config, rows),
         num_microbatches=microbatches,
         stages=stages,
-        bubble=(pp - 1) / (microbatches + pp - 1),
+        bubble=bubble(config, microbatches),
         flops_full=flops.full,
         flops_causal=flops.causal,
+        flops_recomputed=recomputed_flops(config),
         steps=steps,
         tokens=steps * training.global_batch_size * model.seq_length,
     )
