@@ -17,7 +17,8 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-export PRESET="${PRESET:-avclm-7b}" TP="${TP:-4}" # 32,768 tokens: TP=2 does not fit 80 GB (docs/parallelism.md)
+# 32,768 tokens: TP=2 alone does not fit 80 GB, and with CP=2 sends less than TP=4 (docs/parallelism.md).
+export PRESET="${PRESET:-avclm-7b}" TP="${TP:-2}" CP="${CP:-2}"
 SCRIPT="$(dirname "${BASH_SOURCE[0]}")/pretrain_jpeglm_7b.sh"
 if [ ! -f "$SCRIPT" ]; then # sbatch runs a copy of this file, elsewhere
     SCRIPT="${SLURM_SUBMIT_DIR:-$PWD}/examples/pretrain_jpeglm_7b.sh"

@@ -7,7 +7,7 @@
 #   DATA=data/jpeg sbatch --nodes=8 examples/pretrain_jpeglm_7b.sh --lr 2e-4    # last flags win
 #   DATA=x PRINT=1 GPUS_PER_NODE=8 bash examples/pretrain_jpeglm_7b.sh # only prints the command
 #
-# Variables: DATA, or TRAIN_DATA and VALID_DATA; PRESET, TP, PP, CP, FP8, RECOMPUTE, SEED, SAVE, SAVE_INTERVAL,
+# Variables: DATA, or TRAIN_DATA and VALID_DATA; PRESET, TP, PP, CP, VP, FP8, RECOMPUTE, SEED, SAVE, SAVE_INTERVAL,
 # GPUS_PER_NODE, MASTER_PORT, VENV. MODEL_ARGS="..." replaces an array below, EXTRA_MODEL_ARGS="..." adds to it. docs/slurm.md
 # explains all.
 # Ten minutes before its time limit a job saves, and is queued again unless it has made all steps.
@@ -100,22 +100,26 @@ array() {
 
 PRESET="${PRESET:-jpeglm-7b}"
 SAVE="${SAVE:-runs/$PRESET}"
-TP="${TP:-2}" PP="${PP:-1}" # of 32 GPUs: DP = 32 / (TP x PP) = 16; why, is in docs/parallelism.md
+TP="${TP:-2}" PP="${PP:-1}" # of 32 GPUs: DP = 32 / (TP x PP x CP) = 16; why, is in docs/parallelism.md
+CP="${CP:-1}" VP="${VP:-1}"
 
 # The preset has the shape, and batch, steps, learning rate and bf16 (megatron_codec/presets.py). RECOMPUTE=full
 # computes activations twice, for GPUs of 40 GB.
 array MODEL_ARGS --preset "$PRESET"
-# FP8=hybrid is for H100, with Transformer Engine; A100 has no FP8.
-FP8_FLAGS=()
+# FP8=hybrid is for GPUs from Hopper on, with the scales that NVIDIA trains with; without, bf16.
+PRECISION=()
 if [ -n "${FP8:-}" ]; then
-    FP8_FLAGS=(--fp8-format "$FP8" --fp8-amax-history-len 1024 --fp8-amax-compute-algo max)
+    PRECISION=(
+        --fp8-format "$FP8" --fp8-recipe delayed --fp8-amax-history-len 1024 --fp8-amax-compute-algo max
+    )
 fi
-array TRAINING_ARGS --seed "${SEED:-1234}" --recompute-granularity "${RECOMPUTE:-None}" "${FP8_FLAGS[@]}"
+array TRAINING_ARGS \
+    --seed "${SEED:-1234}" --recompute-granularity "${RECOMPUTE:-None}" "${PRECISION[@]}"
 SEQUENCE_PARALLEL=()
 if [ "$TP" != 1 ]; then SEQUENCE_PARALLEL=(--sequence-parallel); fi
 array MODEL_PARALLEL_ARGS \
     --tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "$PP" "${SEQUENCE_PARALLEL[@]}" \
-    --context-parallel-size "${CP:-1}" \
+    --context-parallel-size "$CP" --num-virtual-stages-per-pipeline-rank "$VP" \
     --overlap-grad-reduce --overlap-param-gather
 if [ -n "${TRAIN_DATA:-}" ]; then
     array DATA_ARGS --train-data-path "$TRAIN_DATA" ${VALID_DATA:+--valid-data-path "$VALID_DATA"}

@@ -66,7 +66,7 @@ def memory(
     # Token ids are kept by the embedding.
     ids = 8 * kept.tokens * held.in_flight.count(0) if held.first else 0
     activations = kept.shared + ids + sum(kept.piece(held.layers[i]) for i in held.in_flight)
-    if len(held.layers) > 1:
+    if held.interleaved:
         # Interleaved stages receive an input and a gradient ahead; on a CPU they do not free what they sent.
         activations += (2 + len(held.in_flight) * on_cpu) * kept.stream
     # The loss is the fullest moment, or the backward pass of a layer's MLP: first of the last layer, when the

@@ -29,6 +29,11 @@ class Pieces:
     in_flight: tuple[int, ...]
 
     @property
+    def interleaved(self) -> bool:
+        """Whether the stage has more than one piece."""
+        return len(self.layers) > 1
+
+    @property
     def num_layers(self) -> int:
         """Of all pieces together."""
         return sum(map(len, self.layers))

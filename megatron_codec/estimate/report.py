@@ -187,13 +187,13 @@ def _time(run: Estimate, names: Sequence[str], mfu: float) -> Iterator[str]:
         f"  run            {run.steps:,} steps, {run.tokens / 1e9:.1f} billion tokens; "
         "recomputation is not counted as work"
     )
-    rows = [("GPU", "peak TFLOP/s", "tokens/s/GPU", "s/step", "tokens/day", "days")]
+    rows: list[Sequence[str]] = [("GPU", "peak TFLOP/s", "tokens/s/GPU", "s/step", "tokens/day", "days")]
     batch = run.config.training.global_batch_size * run.config.model.seq_length
     for name in names:
         kind = GPUS[name]
         peak, each = kind.peak(run.config.fp8), run.tokens_per_second(kind, mfu)
         if peak is None or each is None:
-            rows.append((kind.label, "-", "-", "-", "-", "-"))
+            rows.append((kind.label, *["-"] * 5))
             continue
         together = each * run.world_size
         precision = " FP8" if run.config.fp8.in_hardware else ""

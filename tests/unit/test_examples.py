@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,22 @@ from megatron_codec.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[2]
 JPEG, AVC = "examples/pretrain_jpeglm_7b.sh", "examples/pretrain_avclm_7b.sh"
 SCRIPTS = [*sorted((ROOT / "examples").glob("pretrain_*.sh")), *sorted((ROOT / "tests/slurm").glob("*.sh"))]
-OURS = ("SLURM_", "EXTRA_", "PRESET", "TP", "PP", "DATA", "TRAIN_DATA", "VALID_DATA", "SAVE", "GPUS", "PRINT")
+OURS = (
+    "SLURM_",
+    "EXTRA_",
+    "PRESET",
+    "TP",
+    "PP",
+    "CP",
+    "VP",
+    "FP8",
+    "DATA",
+    "TRAIN_DATA",
+    "VALID_DATA",
+    "SAVE",
+    "GPUS",
+    "PRINT",
+)
 
 
 def start(script, *arguments, **variables):
@@ -85,8 +101,9 @@ def test_four_nodes_of_eight(four_nodes, script, preset):
     assert config.model == PRESETS[preset].model
     assert config.training == replace(PRESETS[preset].training, recompute_granularity=None)
     layout = config.parallel
-    tp = {"jpeglm-7b": 2, "avclm-7b": 4}[preset]
-    assert (layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size) == (tp, 1)
+    assert (layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size) == (2, 1)
+    assert layout.context_parallel_size == {"jpeglm-7b": 1, "avclm-7b": 2}[preset]
+    assert config.fp8.fp8_format is None
     assert layout.sequence_parallel and layout.overlap_grad_reduce and layout.overlap_param_gather
     assert config.checkpoint.save == config.checkpoint.load == f"runs/{preset}"
     assert config.data.data_path == ("data/x",)
@@ -140,13 +157,34 @@ def test_gpus_are_counted(tmp_path, four_nodes):
 
 
 def test_another_preset_and_layout():
-    command = printed(AVC, PRESET="jpeglm-tiny", TP="2", GPUS_PER_NODE="2", TRAIN_DATA="a", VALID_DATA="b")
+    command = printed(
+        AVC, PRESET="jpeglm-tiny", TP="2", CP="1", GPUS_PER_NODE="2", TRAIN_DATA="a", VALID_DATA="b"
+    )
     config = parsed(command)
     assert config.model == PRESETS["jpeglm-tiny"].model
     assert config.parallel.tensor_model_parallel_size == 2 and config.parallel.sequence_parallel
     assert (config.data.train_data_path, config.data.valid_data_path) == (("a",), ("b",))
     alone = parsed(printed(JPEG, PRESET="jpeglm-tiny", TP="1", GPUS_PER_NODE="1", DATA="x"))
     assert not alone.parallel.sequence_parallel
+
+
+def test_pieces_of_the_model_and_of_the_sequence():
+    config = parsed(printed(JPEG, TP="1", PP="2", VP="4", CP="2", GPUS_PER_NODE="8", DATA="x"))
+    assert config.parallel.num_virtual_stages_per_pipeline_rank == 4
+    assert config.parallel.context_parallel_size == 2 and not config.parallel.sequence_parallel
+    assert not list(config.run_faults(8))
+
+
+def test_fp8_by_the_delayed_recipe():
+    # On a machine without Transformer Engine the flags are refused with their reason, so not printed.
+    done = start(JPEG, DATA="x", GPUS_PER_NODE="2", FP8="hybrid")
+    if find_spec("transformer_engine") is None:
+        assert done.returncode == 2 and "--fp8-format hybrid: needs Transformer Engine" in done.stderr
+    # The last flags win.
+    config = parsed(printed(JPEG, "--fp8-emulation", DATA="x", GPUS_PER_NODE="2", FP8="hybrid"))
+    fp8 = config.fp8
+    assert (fp8.fp8_format, fp8.fp8_recipe) == ("hybrid", "delayed")
+    assert (fp8.fp8_amax_history_len, fp8.fp8_amax_compute_algo) == (1024, "max")
 
 
 def test_arrays_are_replaced_and_extended():
