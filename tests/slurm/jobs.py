@@ -39,6 +39,7 @@ class Jobs:
             "OMP_NUM_THREADS": "1",
             "PRESET": "jpeglm-tiny",
             "TP": "2",
+            "CP": "1",
             "TRAIN_DATA": self.corpus.train,
             "VALID_DATA": self.corpus.valid,
             "SAVE": str(self.folder / name),
