@@ -26,4 +26,4 @@ cd "$build/lib"
 LD_PRELOAD=$preload PYTHONPATH=$build/lib:$root PYTHONMALLOC=malloc \
   ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
   python -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -o timeout=1200 --capture=no \
-  "$root"/tests/unit/test_bpe.py "$root"/tests/unit/test_tokenizer.py
+  "$root"/tests/unit/test_bpe.py "$root"/tests/unit/test_tokenizer.py "$root"/tests/unit/test_kernels.py

@@ -54,7 +54,7 @@ LARGE_LAYOUTS = {
     "TP=2, CP=2, DP=2": (8, [*TP, *CP]),
     "TP=4, PP=2": (8, ["--tensor-model-parallel-size", "4", *PP]),
     "TP=2, PP=4": (8, [*TP, "--pipeline-model-parallel-size", "4"]),
-    "DP=8, overlapped": (8, OVERLAP),
+    "DP=8, overlapped": (8, [*OVERLAP, "--micro-batch-size", "1"]),
 }
 
 
