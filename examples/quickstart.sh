@@ -71,7 +71,7 @@ for name in train test; do
 done
 
 step "training jpeglm-tiny (TensorBoard: tensorboard --logdir $RUN/tensorboard)"
-TRAINING_ARGS=(--preset jpeglm-tiny)
+TRAINING_ARGS=(--preset jpeglm-tiny --train-iters 4500)
 if [ -n "$LONG" ]; then
     # A larger model, which an hour is for.
     TRAINING_ARGS+=(--num-layers 6 --hidden-size 256 --ffn-hidden-size 768 --num-attention-heads 4

@@ -3,6 +3,7 @@
 Every process runs this function: torchrun (or srun) starts one for each GPU, or a few on a CPU.
 """
 
+import contextlib
 import logging
 import signal
 from dataclasses import asdict
@@ -136,41 +137,40 @@ def pretrain(config: PretrainConfig, make_sampler: MakeSampler | None = None) ->
         metrics.evaluation(iteration, loss, bits, name)
         return loss
 
-    for chunk in model:
-        chunk.train()
-    profile.reached(iteration)
-    metrics.restart_clock()
-    while iteration < config.training.train_iters and not stop.requested():
-        learning_rate = optimizer.param_groups[0]["lr"]
-        result = train_step(model, optimizer, schedule, train, iteration, config.training, layout)
-        scales.update()
-        iteration += 1
-        metrics.step(iteration, learning_rate, result)
-        if profile.reached(iteration):
-            metrics.restart_clock()
-        if iteration % config.logging.eval_interval == 0 and iteration < config.training.train_iters:
-            validation_loss = held_out(corpora.valid)
-            metrics.restart_clock()
-        if sampler is not None and iteration % (config.logging.sample_interval or 1) == 0:
-            gather_parameters(model)
-            metrics.samples(iteration, sampler.sample(chunks[0], layout))
-            metrics.restart_clock()
-        if config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0:
-            save()
-            saved = iteration
-            metrics.restart_clock()
+    with contextlib.ExitStack() as ends:  # also where a step fails, so that what was measured is written
+        for part in (stop, metrics, profile, train):
+            ends.callback(part.close)
+        for chunk in model:
+            chunk.train()
+        profile.reached(iteration)
+        metrics.restart_clock()
+        while iteration < config.training.train_iters and not stop.requested():
+            learning_rate = optimizer.param_groups[0]["lr"]
+            result = train_step(model, optimizer, schedule, train, iteration, config.training, layout)
+            scales.update()
+            iteration += 1
+            metrics.step(iteration, learning_rate, result)
+            if profile.reached(iteration):
+                metrics.restart_clock()
+            if iteration % config.logging.eval_interval == 0 and iteration < config.training.train_iters:
+                validation_loss = held_out(corpora.valid)
+                metrics.restart_clock()
+            if sampler is not None and iteration % (config.logging.sample_interval or 1) == 0:
+                gather_parameters(model)
+                metrics.samples(iteration, sampler.sample(chunks[0], layout))
+                metrics.restart_clock()
+            if config.checkpoint.save_interval and iteration % config.checkpoint.save_interval == 0:
+                save()
+                saved = iteration
+                metrics.restart_clock()
 
-    if config.checkpoint.save and saved < iteration:
-        save()
-    if iteration == config.training.train_iters:
-        validation_loss = held_out(corpora.valid)
-        held_out(corpora.test, "test")
-    else:
-        metrics.say(f"stopped on request at iteration {iteration}; the same command with --load goes on")
-    train.close()
-    profile.close()
-    metrics.close()
-    stop.close()
+        if config.checkpoint.save and saved < iteration:
+            save()
+        if iteration == config.training.train_iters:
+            validation_loss = held_out(corpora.valid)
+            held_out(corpora.test, "test")
+        else:
+            metrics.say(f"stopped on request at iteration {iteration}; the same command with --load goes on")
     return validation_loss
 
 

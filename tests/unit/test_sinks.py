@@ -1,6 +1,7 @@
 """Where numbers and pictures go: read back from what was written, and W&B through a module that records."""
 
 import json
+import signal
 import sys
 from io import BytesIO
 from types import ModuleType, SimpleNamespace
@@ -14,6 +15,7 @@ from megatron_codec.flags import parse_pretrain
 from megatron_codec.training import sinks
 from megatron_codec.training.pretrain import pretrain
 from megatron_codec.training.sinks import JsonLines, Sinks
+from megatron_codec.training.step import train_step
 
 PICTURE = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
 
@@ -178,3 +180,18 @@ def test_everything_that_is_wrong_is_told_at_once_before_anything_starts(tmp_pat
         "--wandb-project codec",
     ]
     assert not (tmp_path / "save").exists()
+
+
+def test_a_step_that_fails_leaves_what_was_measured_before(corpus, tmp_path, monkeypatch):
+    def fails_at_the_fourth(model, optimizer, schedule, train, iteration, *rest):
+        if iteration == 3:
+            raise RuntimeError("out of memory")
+        return train_step(model, optimizer, schedule, train, iteration, *rest)
+
+    monkeypatch.setattr("megatron_codec.training.pretrain.train_step", fails_at_the_fourth)
+    before = signal.getsignal(signal.SIGTERM)
+    flags = [*corpus.flags, "--tensorboard-dir", str(tmp_path / "board")]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pretrain(parse_pretrain(flags))
+    assert [event.step for event in events(tmp_path / "board").Scalars("loss")] == [1, 2, 3]
+    assert signal.getsignal(signal.SIGTERM) == before
