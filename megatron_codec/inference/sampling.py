@@ -17,23 +17,33 @@ from megatron_codec.errors import UserError, raise_all
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to continue each prompt.
+    """How to continue a prompt.
 
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: of these, keep the likeliest that together reach this probability.
+        min_p: of all, keep those with at least this share of the likeliest token's probability.
         seed: of the random numbers.
         n: samples a prompt.
         max_tokens: new tokens at most; None goes on to the end of the model's context.
+        stop_token_ids: end a sample as EOS does; the token that ended it is part of it.
+        ignore_eos: go on after EOS.
+        logprobs: how many of the likeliest tokens to report beside each token.
+        prompt_logprobs: report log-probabilities of the prompt's tokens too; `max_tokens` may then be 0.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
     n: int = 1
     max_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int = 0
+    prompt_logprobs: bool = False
 
     def __post_init__(self):
         raise_all(list(self._faults()))
@@ -51,12 +61,17 @@ class Sampling:
             yield UserError(
                 f"top_p {self.top_p}", "must lie above 0 and not above 1", "use 1.0 for all tokens"
             )
+        if not 0 <= self.min_p <= 1:
+            yield UserError(f"min_p {self.min_p}", "must lie between 0 and 1", "use 0 for all tokens")
         if self.n < 1:
             yield UserError(f"n {self.n}", "must be at least 1", "use 1")
-        if self.max_tokens is not None and self.max_tokens < 1:
+        least = 0 if self.prompt_logprobs else 1
+        if self.max_tokens is not None and self.max_tokens < least:
             yield UserError(
-                f"max_tokens {self.max_tokens}", "must be at least 1", "leave it out for no limit"
+                f"max_tokens {self.max_tokens}", f"must be at least {least}", "leave it out for no limit"
             )
+        if self.logprobs < 0:
+            yield UserError(f"logprobs {self.logprobs}", "must be at least 0", "use 0")
 
     def random_numbers(self, prompt: Sequence[int], sample: int, count: int) -> np.ndarray:
         """float64 [count] in [0, 1) for the tokens of one sample of one prompt, given by its ids."""
