@@ -1,42 +1,54 @@
 """The engine: prompts in, tokens, byte streams and pictures out.
 
-Every process of a TP x PP layout calls `generate` with the same arguments and gets the same results;
-random numbers are drawn alike everywhere, so nothing but hidden states and logits is exchanged.
+A step computes a token of every running sample and a part of the prompts that are new; between two steps
+requests come and go. `step` is the place to start reading.
+
+With TP or PP one process leads: it schedules and samples, and tells the others each step (`follow`).
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_codec import parallel
 from megatron_codec.codecs import Codec, get_codec
-from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
+from megatron_codec.config import ModelConfig, TrainingConfig
 from megatron_codec.errors import UserError, raise_all
-from megatron_codec.inference.cache import CachedAttention, KeyValueCache, attach
-from megatron_codec.inference.sampling import Sampling, choose
+from megatron_codec.inference.blocks import BLOCK
+from megatron_codec.inference.config import EngineConfig, cache_blocks
+from megatron_codec.inference.decoder import Decoder
+from megatron_codec.inference.requests import Deliver, Event, Request, Statistics
+from megatron_codec.inference.sampling import RowSettings, Sampling, choose
+from megatron_codec.inference.scheduler import Part, Sample, Scheduler
+from megatron_codec.inference.step import Step
 from megatron_codec.model import build_model, transformer_config
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training import checkpoint
 from megatron_codec.training.checkpoint import Description
 
+logger = logging.getLogger(__name__)
 
-def find_checkpoint(folder: str | Path, config: ParallelConfig) -> tuple[Path, Description]:
+
+def find_checkpoint(folder: str | Path, config: EngineConfig) -> tuple[Path, Description]:
     """The newest checkpoint in a folder and what it says of itself.
 
     Raises:
-        UserError: there is none, or the layout does not fit its shape or the number of processes.
+        UserError: there is none, or the engine's configuration does not fit it or the number of processes.
     """
     start = checkpoint.latest(folder)
     description = Description.read(start)
     world_size = parallel.world_size_from_environment()
-    faults = [*config.faults(world_size), *description.model.faults(config)]
+    layout = config.parallel
+    faults = [*config.faults(), *layout.faults(world_size), *description.model.faults(layout)]
     processes = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
     if processes > 0 and world_size > processes:
         faults.append(
@@ -85,80 +97,146 @@ class Completion:
         return self.codec.decode(self.stream)
 
 
+@dataclass(frozen=True)
+class _Results:
+    """What `generate` has made, for the processes that follow."""
+
+    samples: Any
+
+
+@dataclass(frozen=True)
+class _End:
+    """No more steps; `fault` where the leading process failed."""
+
+    fault: str = ""
+
+
 class Engine:
-    """A model ready to generate. Make it with `Engine.load`."""
+    """A model ready to generate. Make it with `Engine.load`.
+
+    One thread at a time may use it, but for `request`, which any thread may call.
+    """
 
     def __init__(
-        self, model: GPTModel, config: ModelConfig, tokenizer: Tokenizer, codec: Codec, layout: Layout
+        self,
+        model: GPTModel,
+        model_config: ModelConfig,
+        tokenizer: Tokenizer,
+        codec: Codec,
+        layout: Layout,
+        config: EngineConfig | None = None,
     ):
-        self.model, self.config, self.layout = model.eval(), config, layout
+        self.config, self.layout = model_config, layout
         self.tokenizer, self.codec = tokenizer, codec
+        config = config or EngineConfig()
+        blocks = cache_blocks(config, model.config, model_config, layout)
+        base, context = model_config.rotary_base, model_config.seq_length
+        self.decoder = Decoder(model, layout, blocks, base, context)
+        self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
         # Padding of the embedding and BOS are never chosen.
-        self.forbidden = torch.zeros(config.padded_vocab_size(tokenizer.num_tokens), device=layout.device)
+        self.forbidden = torch.zeros(
+            model_config.padded_vocab_size(tokenizer.num_tokens), device=layout.device
+        )
         self.forbidden[tokenizer.num_tokens :] = -torch.inf
         self.forbidden[tokenizer.bos] = -torch.inf
+        self._totals = Statistics(cache_total=blocks * BLOCK)
+        self._finished: dict[str, int] = {}
+        self._events: dict[Request, list[Event]] = {}
+        self._settings: tuple[tuple[int, ...], RowSettings] | None = None
+        self._ranks = torch.distributed.get_process_group_ranks(layout.groups.mp)
 
     @classmethod
-    def load(
-        cls, folder: str | Path, config: ParallelConfig | None = None, dtype: str | None = None
-    ) -> "Engine":
+    def load(cls, folder: str | Path, config: EngineConfig | None = None) -> "Engine":
         """Reads a checkpoint folder, which is enough by itself, under any layout.
 
         Args:
             folder: what `--save` of training was, or one `iter_...` folder in it.
-            config: TP and PP of this engine; one process by default.
-            dtype: `float32` or `bfloat16`; by default what it was trained in.
 
         Raises:
-            UserError: there is no checkpoint, it is damaged, or the layout does not fit its shape.
+            UserError: there is no checkpoint, it is damaged, the layout does not fit its shape, or there is
+                no memory for a cache.
         """
-        config = config or ParallelConfig()
+        config = config or EngineConfig()
         start, description = find_checkpoint(folder, config)
         tokenizer = Tokenizer.from_dict(description.tokenizer)
         codec = get_codec(description.codec["name"], description.codec["settings"])
-        layout = parallel.initialize(config)
-        dtype = dtype or ("bfloat16" if description.bf16 else "float32")
+        layout = parallel.initialize(config.parallel)
+        dtype = config.dtype or ("bfloat16" if description.bf16 else "float32")
         megatron = transformer_config(
-            description.model, config, TrainingConfig(bf16=dtype == "bfloat16"), layout
+            description.model, config.parallel, TrainingConfig(bf16=dtype == "bfloat16"), layout
         )
-        model = build_model(
-            megatron, description.model, tokenizer.num_tokens, layout, core_attention=CachedAttention
-        ).to(layout.device)
+        model = build_model(megatron, description.model, tokenizer.num_tokens, layout).to(layout.device)
         checkpoint.load_weights(start, [model])
-        return cls(model, description.model, tokenizer, codec, layout)
+        return cls(model, description.model, tokenizer, codec, layout, config)
 
-    @torch.inference_mode()
+    @property
+    def leads(self) -> bool:
+        """Whether this process schedules and samples; the others `follow`."""
+        return torch.distributed.get_rank() == self._ranks[0]
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to compute."""
+        return self.scheduler.busy
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling | None = None,
-        batch_size: int = 64,
-        prefill_chunk: int = 512,
+        sampling: Sampling | Sequence[Sampling] | None = None,
         progress: Callable[[int], object] = lambda count: None,
     ) -> list[Completion]:
         """Continues every prompt `sampling.n` times.
 
+        Every process of a TP x PP layout calls it with the same arguments and gets the same results.
+
         Args:
             prompts: token ids, BOS first (`prompt_ids` makes them).
-            batch_size: sequences that are decoded together.
-            prefill_chunk: prompt tokens that are computed at once.
-            progress: called with the number of sequences just finished.
+            sampling: one for all prompts, or one for each.
+            progress: called with the number of samples just finished.
 
         Returns:
             All samples of the first prompt, then all of the second, and so on.
 
         Raises:
-            UserError: a prompt is empty, has ids that the model does not know, or fills the context.
+            UserError: a prompt is empty, has ids that the model does not know, or does not fit.
         """
-        sampling = sampling or Sampling()
-        for number, prompt in enumerate(prompts):
-            self._check_prompt(number, prompt)
-        results: list[Completion] = []
-        samples = [(p, s) for p in range(len(prompts)) for s in range(sampling.n)]
-        for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            results += self._generate_batch(prompts, batch, sampling, prefill_chunk, progress)
-        return results
+        if not isinstance(sampling, Sequence):
+            sampling = [sampling or Sampling()] * len(prompts)
+        collected = [_Collector(settings.n, progress) for settings in sampling]
+        requests = [
+            self.request(prompt, settings, collector, f"prompt {number}")
+            for number, (prompt, settings, collector) in enumerate(
+                zip(prompts, sampling, collected, strict=True)
+            )
+        ]
+        if self.leads:
+            try:
+                for request in requests:
+                    self.add(request)
+                while self.busy:
+                    self.step()
+            except BaseException as error:
+                self.close(f"{type(error).__name__}: {error}")
+                raise
+            samples = [collector.samples for collector in collected]
+            self._tell(_Results(samples))
+        else:
+            results = self.follow()
+            if results is None:
+                raise RuntimeError("the leading process ended before it had results")
+            samples = results.samples
+        return [
+            Completion(
+                prompt_ids=list(request.prompt),
+                token_ids=ids,
+                logprobs=logprobs,
+                finish_reason=reason,
+                codec=self.codec,
+                tokenizer=self.tokenizer,
+            )
+            for request, of_request in zip(requests, samples, strict=True)
+            for ids, logprobs, reason in of_request
+        ]
 
     def prompt_ids(self, stream: bytes | None = None, ratio: float = 0.0) -> list[int]:
         """The prompt for the first part of a stream, or, without one, for a picture made from nothing.
@@ -170,115 +248,235 @@ class Engine:
         start = self.codec.preamble if stream is None else self.codec.prompt(stream, ratio)
         return [self.tokenizer.bos, *self.tokenizer.encode(start).tolist()]
 
-    def _check_prompt(self, number: int, prompt: Sequence[int]) -> None:
-        unknown = [i for i in prompt if not 0 <= i < self.tokenizer.num_tokens]
-        if unknown:
+    def request(
+        self, prompt: Sequence[int], sampling: Sampling, deliver: Deliver, name: str = "prompt"
+    ) -> Request:
+        """A request for `add`, when it can be served at all.
+
+        Raises:
+            UserError: the prompt is empty, has ids that the model does not know, or does not fit.
+        """
+        for field, ids in ((name, prompt), ("stop_token_ids", sampling.stop_token_ids)):
+            unknown = [i for i in ids if not 0 <= i < self.tokenizer.num_tokens]
+            if unknown:
+                raise UserError(
+                    f"{field}: token id {unknown[0]}",
+                    f"must be an id from 0 to {self.tokenizer.num_tokens - 1}",
+                    "encode the prompt with the tokenizer of the checkpoint",
+                )
+        context, most = self.config.seq_length, self.scheduler.pool.count * BLOCK
+        if not 0 < len(prompt) < context:
             raise UserError(
-                f"prompt {number}: token id {unknown[0]}",
-                f"must be an id from 0 to {self.tokenizer.num_tokens - 1}",
-                "encode the prompt with the tokenizer of the checkpoint",
-            )
-        if not 0 < len(prompt) < self.config.seq_length:
-            raise UserError(
-                f"prompt {number} of {len(prompt)} tokens",
-                f"must have at least 1 token and fewer than the model's context of {self.config.seq_length}",
+                f"{name} of {len(prompt)} tokens",
+                f"must have at least 1 token and fewer than the model's context of {context}",
                 "start with BOS; use a smaller ratio",
             )
-
-    def _generate_batch(
-        self, prompts, samples: list[tuple[int, int]], sampling: Sampling, prefill_chunk: int, progress
-    ) -> list[Completion]:
-        """Continues `samples`, pairs of a prompt's number and a sample's number, together."""
-        device, context = self.layout.device, self.config.seq_length
-        numbers = sorted({prompt for prompt, _ in samples})
-        lengths = torch.tensor([len(prompts[p]) for p in numbers], device=device)
-        limits = [min(sampling.max_tokens or context, context - len(prompts[p])) for p, _ in samples]
-        longest = max(len(prompts[p]) + most for (p, _), most in zip(samples, limits, strict=True))
-        cache = KeyValueCache(
-            self.model.config, len(self.model.decoder.layers), len(numbers), longest, device
-        )
-        attach(self.model, cache)
-        logits = self._prefill([prompts[p] for p in numbers], lengths, cache, prefill_chunk)
-
-        # Each prompt was computed once; its samples go on from copies of its cache.
-        source = torch.tensor([numbers.index(p) for p, _ in samples], device=device)
-        cache.select(source, int(lengths.max()))
-        logits, positions = logits[source], lengths[source]
-        random = np.stack([sampling.random_numbers(prompts[p], s, max(limits)) for p, s in samples])
-        random = torch.from_numpy(random).to(device)
-
-        tokens_of: list[list[int]] = [[] for _ in samples]
-        logprobs_of: list[list[float]] = [[] for _ in samples]
-        rows = list(range(len(samples)))  # which sample each row of the cache belongs to
-        going = set(rows)
-        for step in range(max(limits)):
-            tokens, logprobs = choose(logits + self.forbidden, sampling, random[rows, step])
-            for sample, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-                if sample in going:
-                    tokens_of[sample].append(token)
-                    logprobs_of[sample].append(logprob)
-                    if token == self.tokenizer.eos or step + 1 == limits[sample]:
-                        going.remove(sample)
-                        progress(1)
-            if not going:
-                break
-            # Dropping a finished row copies the cache of the others, so wait until it is worth it. Until
-            # then it is computed along, at a place where nobody looks.
-            if len(going) <= 0.75 * len(rows):
-                kept = torch.tensor(
-                    [row for row, sample in enumerate(rows) if sample in going], device=device
+        wanted = len(prompt) + (1 if sampling.max_tokens is None else sampling.max_tokens)
+        for room, what in ((context, "the model's context"), (most, "the key-value cache")):
+            if wanted > room:
+                raise UserError(
+                    f"max_tokens {sampling.max_tokens} after a prompt of {len(prompt)} tokens",
+                    f"must not be more than what is left of {what} of {room} tokens",
+                    f"use {room - len(prompt)}, or leave it out" if room > len(prompt) else "shorten it",
                 )
-                cache.select(kept, int(positions.max()))
-                tokens, positions = tokens[kept], positions[kept]
-                rows = [sample for sample in rows if sample in going]
-            logits = self._forward(tokens[:, None], positions[:, None], cache)[:, -1]
-            positions = (positions + 1).clamp(max=longest - 1)
-
-        return [
-            Completion(
-                prompt_ids=list(prompts[p]),
-                token_ids=ids,
-                logprobs=values,
-                finish_reason="stop" if ids[-1] == self.tokenizer.eos else "length",
-                codec=self.codec,
-                tokenizer=self.tokenizer,
+        if sampling.logprobs > self.tokenizer.num_tokens:
+            raise UserError(
+                f"logprobs {sampling.logprobs}",
+                f"must not be more than the {self.tokenizer.num_tokens} tokens that there are",
+                "use 5",
             )
-            for (p, _), ids, values in zip(samples, tokens_of, logprobs_of, strict=True)
+        return Request(tuple(int(i) for i in prompt), sampling, deliver)
+
+    def add(self, request: Request) -> None:
+        """Takes a request in; its events come with the steps."""
+        sampling, prompt = request.sampling, request.prompt
+        room = min(self.config.seq_length, self.scheduler.pool.count * BLOCK) - len(prompt)
+        limit = room if sampling.max_tokens is None else sampling.max_tokens
+        if sampling.prompt_logprobs:
+            request.prompt_logprobs = [None] * len(prompt)
+            request.prompt_top_logprobs = [{} for _ in prompt]
+        samples = [
+            Sample(request, number, list(prompt), limit, sampling.random_numbers(prompt, number, limit))
+            for number in range(sampling.n)
         ]
+        self.scheduler.add(request, samples)
+        self._totals.prompt_tokens += len(prompt)
 
-    def _prefill(self, prompts, lengths: Tensor, cache: KeyValueCache, chunk: int) -> Tensor:
-        """Computes all prompts in chunks; returns the logits after the last token of each, [b, v]."""
-        width = int(lengths.max())
-        padded = torch.zeros((len(prompts), width), dtype=torch.long, device=self.layout.device)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = torch.tensor(prompt)
-        last = torch.empty((len(prompts), len(self.forbidden)), device=self.layout.device)
-        for start in range(0, width, chunk):
-            tokens = padded[:, start : start + chunk]
-            positions = torch.arange(start, start + tokens.shape[1], device=self.layout.device).expand_as(
-                tokens
+    def cancel(self, request: Request) -> None:
+        """Ends what is left of a request; its samples have the tokens that they have."""
+        if request.number in self.scheduler.open:
+            for sample in list(self.scheduler.open[request.number].going.values()):
+                self._end(sample, Event(sample.number, finish_reason="cancelled"))
+            self._deliver()
+
+    def step(self) -> None:
+        """Lets requests join, computes the next token of every sample that runs, and delivers events.
+
+        With nothing to compute it is a sign of life for the processes that follow.
+        """
+        started = time.perf_counter()
+        forks = self.scheduler.join()
+        if forks:
+            self._sample([sample for sample, _ in forks], torch.stack([logits for _, logits in forks]))
+        step = self.scheduler.plan()
+        self._tell(step)
+        if step is not None:
+            logits = self.decoder.forward(step)
+            assert logits is not None
+            self.scheduler.computed()
+            self._take(logits)
+            self._totals.steps += 1
+            self._totals.step_seconds += time.perf_counter() - started
+        self._deliver()
+
+    def follow(self) -> _Results | None:
+        """Computes the steps that the leading process tells, until it has results or ends.
+
+        Raises:
+            RuntimeError: the leading process failed.
+        """
+        while True:
+            told: list[Any] = [None]
+            torch.distributed.broadcast_object_list(
+                told, self._ranks[0], self.layout.groups.mp, self.layout.device
             )
-            logits = self._forward(tokens, positions, cache)
-            ends = (lengths - 1 >= start) & (lengths - 1 < start + tokens.shape[1])
-            last[ends] = logits[ends, (lengths - 1 - start)[ends]].float()
-        return last
+            message = told[0]
+            if isinstance(message, Step):
+                self.decoder.forward(message)
+            elif isinstance(message, _Results):
+                return message
+            elif isinstance(message, _End):
+                if message.fault:
+                    raise RuntimeError(f"the leading process failed: {message.fault}")
+                return None
 
-    def _forward(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits of every token, [b, s, v], on every process."""
-        cache.advance(positions)
-        layout = self.layout
-        shape = (tokens.shape[1], tokens.shape[0], self.config.hidden_size)
-        ranks = torch.distributed.get_process_group_ranks(layout.groups.pp)
-        if not layout.has_embedding():
-            hidden = torch.empty(shape, dtype=self.model.config.params_dtype, device=layout.device)
-            torch.distributed.recv(hidden, ranks[layout.pp_rank - 1])
-            self.model.set_input_tensor(hidden)
-        output = self.model(tokens, positions, attention_mask=None, runtime_gather_output=True)
-        if layout.pp == 1:
-            return output.float()
-        if not layout.has_output():
-            torch.distributed.send(output.contiguous(), ranks[layout.pp_rank + 1])
-            output = torch.empty((*tokens.shape, len(self.forbidden)), device=layout.device)
-        output = output.float()
-        torch.distributed.broadcast(output, ranks[-1], group=layout.groups.pp)
-        return output
+    def close(self, fault: str = "") -> None:
+        """Ends the processes that follow."""
+        self._tell(_End(fault))
+
+    def statistics(self) -> Statistics:
+        """What it does now and has done so far."""
+        running = {sample.request for sample in self.scheduler.running}
+        return replace(
+            self._totals,
+            waiting=len(self.scheduler.open) - len(running),
+            running=len(running),
+            cache_used=self.scheduler.pool.used * BLOCK,
+            finished=dict(self._finished),
+        )
+
+    def _tell(self, message: Step | _Results | _End | None) -> None:
+        if len(self._ranks) > 1:
+            torch.distributed.broadcast_object_list(
+                [message], self._ranks[0], self.layout.groups.mp, self.layout.device
+            )
+
+    def _take(self, logits: Tensor) -> None:
+        """Samples from the logits of the step that was just computed."""
+        samples, rows, row = [], [], 0
+        for part in self.scheduler.parts:
+            if part.scores_prompt:
+                count = part.stop - part.start
+                self._score_prompt(part, logits[row : row + count])
+                row += count
+            elif part.samples:
+                row += 1
+            if part.samples:
+                samples.append(part.sample)
+                rows.append(row - 1)
+                if part.sample.new_tokens == 0:
+                    self.scheduler.hold_prompt(part.sample, logits[row - 1])
+        if samples:
+            self._sample(samples, logits if len(rows) == len(logits) else logits[rows])
+
+    def _score_prompt(self, part: Part, logits: Tensor) -> None:
+        """Log-probabilities of the prompt's tokens behind those of the part."""
+        request = part.sample.request
+        stop = min(part.stop + 1, len(request.prompt))
+        logprobs = torch.log_softmax(logits[: stop - part.start - 1] + self.forbidden, dim=-1)
+        tokens = request.prompt[part.start + 1 : stop]
+        chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0]
+        request.prompt_logprobs[part.start + 1 : stop] = chosen.tolist()
+        request.prompt_top_logprobs[part.start + 1 : stop] = _likeliest(logprobs, request.sampling.logprobs)
+
+    def _sample(self, samples: list[Sample], logits: Tensor) -> None:
+        """Adds a token to each sample, from its row of logits [b, v]."""
+        ended = [sample for sample in samples if sample.limit == 0]
+        for sample in ended:
+            self._end(sample, Event(sample.number, finish_reason="length"))
+        if ended:
+            kept = [i for i, sample in enumerate(samples) if sample.limit]
+            samples, logits = [samples[i] for i in kept], logits[kept]
+        if not samples:
+            return
+        logprobs = torch.log_softmax(logits + self.forbidden, dim=-1)
+        random = torch.tensor([s.random[s.new_tokens] for s in samples], dtype=torch.float64)
+        tokens = choose(logprobs, self._settings_of(samples), random.to(logprobs.device))
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+        top: list[tuple[dict[int, float], ...]] = [()] * len(samples)
+        most = max(sample.request.sampling.logprobs for sample in samples)
+        if most:
+            likeliest = _likeliest(logprobs, most)
+            for i, sample in enumerate(samples):
+                count = sample.request.sampling.logprobs
+                top[i] = (dict(list(likeliest[i].items())[:count]),) if count else ()
+        for sample, token, logprob, alternatives in zip(samples, tokens.tolist(), chosen, top, strict=True):
+            sample.tokens.append(token)
+            sampling, reason = sample.request.sampling, None
+            if token in sampling.stop_token_ids or (token == self.tokenizer.eos and not sampling.ignore_eos):
+                reason = "stop"
+            elif sample.new_tokens == sample.limit:
+                reason = "length"
+            event = Event(sample.number, (token,), (logprob,), alternatives, reason)
+            if reason:
+                self._end(sample, event)
+            else:
+                self._events.setdefault(sample.request, []).append(event)
+        self._totals.generated_tokens += len(samples)
+
+    def _settings_of(self, samples: list[Sample]) -> RowSettings:
+        """The sampling settings of these rows; mostly those of the step before."""
+        numbers = tuple(sample.request.number for sample in samples)
+        if self._settings is None or self._settings[0] != numbers:
+            settings = RowSettings([sample.request.sampling for sample in samples], self.layout.device)
+            self._settings = numbers, settings
+        return self._settings[1]
+
+    def _end(self, sample: Sample, event: Event) -> None:
+        assert event.finish_reason is not None
+        self._finished[event.finish_reason] = self._finished.get(event.finish_reason, 0) + 1
+        self._events.setdefault(sample.request, []).append(event)
+        if self.scheduler.remove(sample):
+            sample.request.finished.set()
+
+    def _deliver(self) -> None:
+        events, self._events = self._events, {}
+        for request, of_request in events.items():
+            try:
+                request.deliver(of_request)
+            except Exception:  # of one receiver, and no matter of the others
+                logger.exception("request %d: its events could not be delivered", request.number)
+                self.cancel(request)
+
+
+class _Collector:
+    """Gathers the events of one request: of each sample token ids, log-probabilities, finish reason."""
+
+    def __init__(self, n: int, progress: Callable[[int], object]):
+        self.samples: list[tuple[list[int], list[float], str]] = [([], [], "") for _ in range(n)]
+        self._progress = progress
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        for event in events:
+            ids, logprobs, _ = self.samples[event.sample]
+            ids += event.token_ids
+            logprobs += event.logprobs
+            if event.finish_reason:
+                self.samples[event.sample] = ids, logprobs, event.finish_reason
+                self._progress(1)
+
+
+def _likeliest(logprobs: Tensor, count: int) -> list[dict[int, float]]:
+    """The `count` likeliest tokens of each row [b, v], the likeliest first."""
+    values, ids = logprobs.topk(count, dim=-1)
+    return [dict(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]

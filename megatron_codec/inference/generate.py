@@ -2,19 +2,19 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from megatron_codec.codecs import Codec, DecodeError
-from megatron_codec.config import ParallelConfig
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
+from megatron_codec.inference.config import EngineConfig
 from megatron_codec.inference.engine import Completion, Engine, find_checkpoint
 from megatron_codec.inference.sampling import Sampling
 from megatron_codec.tokenizer import Tokenizer
@@ -44,18 +44,14 @@ class GenerateConfig:
     """Sample among the k likeliest tokens; 0 for all."""
     top_p: float = 1.0
     """Of these, among the likeliest that together reach this probability."""
+    min_p: float = 0.0
+    """Among those with at least this share of the likeliest token's probability."""
     max_tokens: int | None = None
     """New tokens a sample at most; by default to the end of the model's context."""
     seed: int = 0
     """Of the random numbers; the same seed gives the same pictures."""
-    batch_size: int = 64
-    """Sequences that are decoded together."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """What to compute in; by default what the model was trained in."""
-    tensor_model_parallel_size: int = 1
-    """Processes that share each layer, under torchrun."""
-    pipeline_model_parallel_size: int = 1
-    """Stages that the layers are cut into, under torchrun."""
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+    """What computes them."""
 
 
 def generate(config: GenerateConfig) -> dict:
@@ -64,8 +60,8 @@ def generate(config: GenerateConfig) -> dict:
     Raises:
         UserError: no checkpoint, a picture that cannot be read, or sampling settings out of range.
     """
-    sampling, layout, pictures = _check(config)
-    engine = Engine.load(config.load, layout, config.dtype)
+    sampling, pictures = _check(config)
+    engine = Engine.load(config.load, config.engine)
     originals = [(name, engine.codec.encode(picture)) for name, picture in pictures.items()]
     originals += _documents(config, engine)
     prompts = [engine.prompt_ids(stream, config.prompt_ratio) for _, stream in originals]
@@ -73,25 +69,21 @@ def generate(config: GenerateConfig) -> dict:
 
     started = time.perf_counter()
     with tqdm(total=len(prompts) * sampling.n, unit="sample", disable=not engine.layout.is_main) as bar:
-        completions = engine.generate(prompts, sampling, config.batch_size, progress=bar.update)
+        completions = engine.generate(prompts, sampling, progress=bar.update)
     seconds = time.perf_counter() - started
     if not engine.layout.is_main:
         return {}
     return _write(config, engine.codec, originals, completions, seconds)
 
 
-def _check(config: GenerateConfig) -> tuple[Sampling, ParallelConfig, dict[str, Image.Image]]:
-    """Sampling settings, layout, and the pictures to complete by the names of their files.
+def _check(config: GenerateConfig) -> tuple[Sampling, dict[str, Image.Image]]:
+    """Sampling settings, and the pictures to complete by the names of their files.
 
     Raises:
         UserError: all faults of the command line at once, before a model is built.
     """
-    layout = ParallelConfig(
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-    )
     faults: list[UserError] = []
-    for name in ("num_samples", "num_prompts", "batch_size"):
+    for name in ("num_samples", "num_prompts"):
         if getattr(config, name) < 1:
             flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
             faults.append(UserError(flag, "must be at least 1", "leave it out for the default"))
@@ -106,6 +98,7 @@ def _check(config: GenerateConfig) -> tuple[Sampling, ParallelConfig, dict[str, 
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
+            min_p=config.min_p,
             seed=config.seed,
             n=max(1, config.num_samples),
             max_tokens=config.max_tokens,
@@ -118,9 +111,9 @@ def _check(config: GenerateConfig) -> tuple[Sampling, ParallelConfig, dict[str, 
                 raise UserError(f"--prompt-image {path}", rule, "rename one of the two")
             pictures[path.stem] = _open(path)
     with collecting(faults):
-        find_checkpoint(config.load, layout)
+        find_checkpoint(config.load, config.engine)
     raise_all(faults)
-    return sampling, layout, pictures
+    return sampling, pictures
 
 
 def _documents(config: GenerateConfig, engine: Engine) -> Iterator[tuple[str, bytes]]:

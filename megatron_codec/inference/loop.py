@@ -1,9 +1,9 @@
 """The engine in a thread of its own, for a server: requests come in from any thread, events go out.
 
-    loop = EngineLoop(engine)
-    request = loop.submit(prompt_ids, Sampling(n=4, seed=7), deliver=print)
-    request.finished.wait()
-    loop.stop(grace=30)
+loop = EngineLoop(engine)
+request = loop.submit(prompt_ids, Sampling(n=4, seed=7), deliver=print)
+request.finished.wait()
+loop.stop(grace=30)
 """
 
 import logging

@@ -65,7 +65,7 @@ class Request:
         self.deliver(events)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statistics:
     """What an engine does now and has done so far.
 

@@ -80,30 +80,45 @@ class Sampling:
         return np.random.Generator(np.random.Philox(key)).random(count)
 
 
-def choose(logits: Tensor, sampling: Sampling, random: Tensor) -> tuple[Tensor, Tensor]:
-    """Chooses a token for each row.
+class RowSettings:
+    """Sampling settings of some rows side by side, as tensors [b, 1]."""
+
+    def __init__(self, settings: Sequence[Sampling], device: torch.device):
+        def column(name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.tensor([[getattr(s, name)] for s in settings], dtype=dtype, device=device)
+
+        self.greedy = column("temperature") == 0
+        self.all_greedy = all(s.temperature == 0 for s in settings)
+        self.temperature = column("temperature").masked_fill(self.greedy, 1)
+        self.top_k, self.top_p, self.min_p = column("top_k", torch.long), column("top_p"), column("min_p")
+        self.has_top_k = any(s.top_k for s in settings)
+        self.has_top_p = any(s.top_p < 1 for s in settings)
+        self.has_min_p = any(s.min_p for s in settings)
+
+
+def choose(logprobs: Tensor, settings: RowSettings, random: Tensor) -> Tensor:
+    """Chooses a token for each row, int64 [b].
 
     Args:
-        logits: [b, v]; -inf where a token may not be chosen.
+        logprobs: natural, fp32 [b, v]; -inf where a token may not be chosen.
         random: float64 [b] in [0, 1).
-
-    Returns:
-        The tokens, int64 [b], and their natural log-probabilities under the unchanged model, float32 [b].
     """
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    if sampling.temperature == 0:
-        tokens = logprobs.argmax(dim=-1)
-    else:
-        # float64, so that the last place of a sum over the vocabulary does not decide.
-        ordered, ids = (logprobs.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
-        probabilities = torch.softmax(ordered, dim=-1)
-        if 0 < sampling.top_k < probabilities.shape[1]:
-            probabilities[:, sampling.top_k :] = 0
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities[before >= sampling.top_p * probabilities.sum(dim=-1, keepdim=True)] = 0
+    greedy = logprobs.argmax(dim=-1)
+    if settings.all_greedy:
+        return greedy
+    # float64, so that the last place of a sum over the vocabulary does not decide.
+    ordered, ids = (logprobs.double() / settings.temperature).sort(dim=-1, descending=True, stable=True)
+    probabilities = torch.softmax(ordered, dim=-1)
+    if settings.has_min_p:
+        probabilities[probabilities < settings.min_p * probabilities[:, :1]] = 0
+    if settings.has_top_k:
+        places = torch.arange(probabilities.shape[1], device=logprobs.device)
+        probabilities[(places >= settings.top_k) & (settings.top_k > 0)] = 0
+    reached = probabilities.cumsum(dim=-1)
+    if settings.has_top_p:
+        probabilities[reached - probabilities >= settings.top_p * reached[:, -1:]] = 0
         reached = probabilities.cumsum(dim=-1)
-        place = torch.searchsorted(reached, (random * reached[:, -1])[:, None], right=True)
-        # Rounding may point behind the last token that was kept.
-        place = place.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1)
-        tokens = ids.gather(1, place)[:, 0]
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    place = torch.searchsorted(reached, random[:, None] * reached[:, -1:], right=True)
+    # Rounding may point behind the last token that was kept.
+    place = place.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1)
+    return torch.where(settings.greedy[:, 0], greedy, ids.gather(1, place)[:, 0])

@@ -79,10 +79,8 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norms `x` [..., h] with `weight` [h]."""
-        x, width = x.contiguous(), x.shape[-1]
-        rows = x.numel() // width
-        result, scale = torch.empty_like(x), torch.empty(rows)
-        _csrc.rms_norm_forward(_team(), rows, width, eps, *_addresses(x, weight, result, scale))
+        x = x.contiguous()
+        result, scale = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return result
 
@@ -107,13 +105,8 @@ class SwiGLU(torch.autograd.Function):
     def forward(ctx, gate_and_up: Tensor) -> Tensor:
         """Takes [..., 2 * f], gate and up side by side, to [..., f]."""
         gate_and_up = gate_and_up.contiguous()
-        *rows, width = gate_and_up.shape
-        result = gate_and_up.new_empty(*rows, width // 2)
-        _csrc.swiglu_forward(
-            _team(), gate_and_up.numel() // width, width // 2, *_addresses(gate_and_up, result)
-        )
         ctx.save_for_backward(gate_and_up)
-        return result
+        return swiglu(gate_and_up)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> Tensor:
@@ -123,6 +116,29 @@ class SwiGLU(torch.autograd.Function):
         rows = gate_and_up.numel() // width
         _csrc.swiglu_backward(_team(), rows, width // 2, *_addresses(gate_and_up, gradient, result))
         return result
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`RMSNorm` where no gradient is wanted."""
+    return _rms_norm(x.contiguous(), weight, eps)[0]
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normed rows of `x`, and what each was multiplied with, fp32."""
+    width = x.shape[-1]
+    rows = x.numel() // width
+    result, scale = torch.empty_like(x), torch.empty(rows)
+    _csrc.rms_norm_forward(_team(), rows, width, eps, *_addresses(x, weight, result, scale))
+    return result, scale
+
+
+def swiglu(gate_and_up: Tensor) -> Tensor:
+    """`SwiGLU` where no gradient is wanted."""
+    gate_and_up = gate_and_up.contiguous()
+    *rows, width = gate_and_up.shape
+    result = gate_and_up.new_empty(*rows, width // 2)
+    _csrc.swiglu_forward(_team(), gate_and_up.numel() // width, width // 2, *_addresses(gate_and_up, result))
+    return result
 
 
 def _place(x: Tensor) -> tuple[int, int, int, int]:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_codec import files
-from megatron_codec.config import ParallelConfig
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.inference.training_samples import PictureSampler
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
@@ -77,13 +76,13 @@ def generate(
     """What an engine of each layout samples in one world of processes.
 
     Args:
-        layouts: fields of `ParallelConfig`.
-        sampling, options: arguments of `Sampling` and of `Engine.generate`.
+        layouts: TP and PP, fields of `EngineConfig`.
+        sampling, options: arguments of `Sampling`, and other fields of `EngineConfig`.
     """
     results = []
     for layout in layouts:
-        engine = Engine.load(checkpoint_folder, ParallelConfig(**layout))
-        completions = engine.generate(prompts, Sampling(**sampling), **options)
+        engine = Engine.load(checkpoint_folder, EngineConfig(**layout, **options))
+        completions = engine.generate(prompts, Sampling(**sampling))
         results.append(
             [{"ids": c.token_ids, "logprobs": c.logprobs, "reason": c.finish_reason} for c in completions]
         )

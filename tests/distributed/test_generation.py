@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(600)  # one start of processes runs through man
 TP, PP = {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}
 LAYOUTS = {"TP=2": (2, TP), "PP=2": (2, PP), "TP=2, PP=2": (4, TP | PP)}
 SAMPLING = {"temperature": 1.2, "top_k": 250, "top_p": 0.97, "seed": 3, "n": 3, "max_tokens": 60}
-OPTIONS = {"batch_size": 10, "prefill_chunk": 16}
+OPTIONS = {"max_batch_size": 10, "prefill_chunk_size": 16}
 
 
 @pytest.fixture(scope="module")

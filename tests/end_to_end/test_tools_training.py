@@ -124,12 +124,11 @@ MISTAKES = {
     "sampling, pictures, layout and numbers at once": Mistake(
         "generate",
         "--load {trained} --output {output} --temperature -1 --top-k -3 --top-p 2 --max-tokens 0 "
-        "--num-samples 0 --batch-size 0 --prompt-ratio 1.5 --num-prompts 0 --tensor-model-parallel-size 3 "
-        "--prompt-image {torn} {text} {nothing} {picture} {picture}",
+        "--num-samples 0 --max-batch-size 0 --prompt-ratio 1.5 --num-prompts 0 "
+        "--tensor-model-parallel-size 3 --prompt-image {torn} {text} {nothing} {picture} {picture}",
         [
             "--num-samples 0: must be at least 1; leave it out",
             "--num-prompts 0: must be at least 1; leave it out",
-            "--batch-size 0: must be at least 1; leave it out",
             "--prompt-ratio 1.5: must lie between 0 and 1; use 0.5",
             "temperature -1.0: must be a finite number, 0 or more; use 1.0, or 0",
             "top_k -3: must be 0 (all tokens) or more; use 0",
@@ -140,6 +139,7 @@ MISTAKES = {
             "--prompt-image {nothing}: cannot be read",
             "--prompt-image {picture}: has the name of another prompt picture, and samples are named after "
             "them; rename",
+            "--max-batch-size 0: must be at least 1; leave it out",
             "1 processes: must be a multiple of --tensor-model-parallel-size 3 = 3; start 3",
             "--tensor-model-parallel-size 3: must divide --num-attention-heads 4; use one of 1, 2, 4",
             "--tensor-model-parallel-size 3: must divide --ffn-hidden-size 160; use one",

@@ -7,8 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLo
 
 from megatron_codec.errors import UserError
 from megatron_codec.inference import Engine, Sampling
-from megatron_codec.inference.cache import CachedAttention
-from megatron_codec.inference.sampling import choose
+from megatron_codec.inference.config import EngineConfig
 from megatron_codec.tokenizer import Tokenizer
 from tests.llama import NUM_TOKENS, SMALL, hugging_face_twin, small_model
 from tests.tiny import CODEC
@@ -25,16 +24,17 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(tokenizer) -> Engine:
-    module, layout = small_model(core_attention=CachedAttention)
-    return Engine(module, SMALL, tokenizer, CODEC, layout)
+    return make_engine(tokenizer)
 
 
-@pytest.fixture
-def endless(engine, monkeypatch) -> Engine:
+def make_engine(tokenizer: Tokenizer, **config) -> Engine:
+    module, layout = small_model()
+    return Engine(module, SMALL, tokenizer, CODEC, layout, EngineConfig(**config))
+
+
+def endless(engine: Engine) -> Engine:
     """The engine, never ending a sample by itself."""
-    forbidden = engine.forbidden.clone()
-    forbidden[engine.tokenizer.eos] = -torch.inf
-    monkeypatch.setattr(engine, "forbidden", forbidden)
+    engine.forbidden[engine.tokenizer.eos] = -torch.inf
     return engine
 
 
@@ -53,39 +53,45 @@ def full_logits(ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_logits_are_those_of_one_full_forward_pass(chunk, endless, prompts, monkeypatch):
-    """After every prompt and after every new token, whatever stands in the other rows of the batch."""
-    seen = []
+def test_logits_are_those_of_one_full_forward_pass(chunk, tokenizer, prompts, monkeypatch):
+    """After every prompt and new token, whatever else is computed, and with prompts shared by samples."""
+    engine = endless(make_engine(tokenizer, prefill_chunk_size=chunk))
+    seen = {}
+    original = Engine._sample
 
-    def recorded(logits, sampling, random):
-        seen.append(logits - endless.forbidden.nan_to_num(neginf=0))
-        return choose(logits, sampling, random)
+    def recorded(self, samples, logits):
+        for sample, row in zip(samples, logits, strict=True):
+            seen.setdefault((tuple(sample.request.prompt), sample.number), []).append(row)
+        original(self, samples, logits)
 
-    monkeypatch.setattr("megatron_codec.inference.engine.choose", recorded)
-    completions = endless.generate(prompts, Sampling(temperature=2.0, max_tokens=20), prefill_chunk=chunk)
-    assert len(seen) == 20
-    for row, completion in enumerate(completions):
+    monkeypatch.setattr(Engine, "_sample", recorded)
+    completions = engine.generate(prompts, Sampling(temperature=2.0, max_tokens=20, n=3))
+    allowed = torch.isfinite(engine.forbidden)
+    for number, completion in enumerate(completions):
         start = len(completion.prompt_ids) - 1
         expected = full_logits(completion.prompt_ids + completion.token_ids[:-1])[start:]
-        allowed = torch.isfinite(endless.forbidden)
-        ours = torch.stack([logits[row] for logits in seen])
+        ours = torch.stack(seen[tuple(completion.prompt_ids), number % 3])
         difference = (ours - expected)[:, allowed].abs().max() / expected.abs().max()
         assert difference < 1e-5, f"prompt of {start + 1} tokens: {difference:.2e}"
         # and the log-probabilities that are handed out
-        logprobs = torch.log_softmax(expected + endless.forbidden, -1)
+        logprobs = torch.log_softmax(expected + engine.forbidden, -1)
         chosen = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(completion.logprobs), chosen, atol=2e-5, rtol=1e-5)
 
 
 def test_a_request_gives_the_same_tokens_alone_or_in_company(engine, prompts):
-    settings = {"temperature": 1.3, "top_k": 200, "top_p": 0.98, "seed": 4, "max_tokens": 60}
+    settings = {"temperature": 1.3, "top_k": 200, "top_p": 0.98, "seed": 4}
     together = engine.generate(prompts, Sampling(**settings, n=3))
     expected = [c.token_ids for c in together]
     assert len({tuple(ids) for ids in expected}) == len(expected) == 3 * len(prompts)
     assert {c.finish_reason for c in together} == {"stop", "length"}  # rows leave the batch at both
-    for options in ({"batch_size": 4}, {"batch_size": 7, "prefill_chunk": 5}):
-        again = engine.generate(prompts, Sampling(**settings, n=3), **options)
-        assert [c.token_ids for c in again] == expected
+    for config in (
+        {"max_batch_size": 4},
+        {"max_batch_size": 7, "prefill_chunk_size": 5},
+        {"cache_tokens": 256},  # samples have to make room for each other
+    ):
+        again = make_engine(engine.tokenizer, **config).generate(prompts, Sampling(**settings, n=3))
+        assert [c.token_ids for c in again] == expected, config
     backwards = engine.generate(prompts[::-1], Sampling(**settings, n=3))
     assert [c.token_ids for c in backwards[::-1]] == [
         ids for start in range(0, len(expected), 3) for ids in expected[start : start + 3][::-1]
@@ -119,7 +125,7 @@ def test_greedy_is_that_of_hugging_face(engine, prompts):
 def test_samples_follow_the_model(engine, prompts):
     """The first tokens of many samples have the mean log-probability that the model itself predicts."""
     n = 2000
-    completions = engine.generate([prompts[3]], Sampling(max_tokens=1, n=n, seed=2), batch_size=500)
+    completions = engine.generate([prompts[3]], Sampling(max_tokens=1, n=n, seed=2))
     logprobs = torch.log_softmax(full_logits(prompts[3])[-1] + engine.forbidden, -1).double()
     expected, spread = entropy_and_spread(logprobs)
     mean = np.mean([c.logprobs[0] for c in completions])
@@ -146,15 +152,15 @@ def test_limits_and_reasons_to_finish(engine, prompts):
                 assert completion.token_ids[-1] != eos
 
 
-def test_the_context_can_be_filled_to_its_last_token(endless):
-    prompt = [endless.tokenizer.bos, *range(CONTEXT - 2)]
-    [completion] = endless.generate([prompt], Sampling(temperature=0))
+def test_the_context_can_be_filled_to_its_last_token(tokenizer):
+    prompt = [tokenizer.bos, *range(CONTEXT - 2)]
+    [completion] = endless(make_engine(tokenizer)).generate([prompt], Sampling(temperature=0))
     assert len(completion.token_ids) == 1 and completion.finish_reason == "length"
 
 
 def test_neither_bos_nor_padding_is_ever_chosen(engine, prompts):
     """At a temperature that makes all tokens alike, 30,000 of which 62 in 384 would be padding."""
-    completions = engine.generate(prompts[:1], Sampling(temperature=1e6, n=300, seed=1), batch_size=300)
+    completions = engine.generate(prompts[:1], Sampling(temperature=1e6, n=300, seed=1))
     chosen = np.concatenate([c.token_ids for c in completions])
     assert len(chosen) > 20_000
     assert chosen.max() == engine.tokenizer.eos < NUM_TOKENS == engine.tokenizer.eos + 1
@@ -164,7 +170,7 @@ def test_neither_bos_nor_padding_is_ever_chosen(engine, prompts):
 
 def test_progress_counts_every_sample_once(engine, prompts):
     counted = []
-    engine.generate(prompts, Sampling(temperature=2.0, n=3), batch_size=4, progress=counted.append)
+    engine.generate(prompts, Sampling(temperature=2.0, n=3), progress=counted.append)
     assert sum(counted) == 3 * len(prompts)
 
 

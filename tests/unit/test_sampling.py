@@ -7,9 +7,17 @@ from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from megatron_codec.errors import UserError
-from megatron_codec.inference.sampling import Sampling, choose
+from megatron_codec.inference import sampling as module
+from megatron_codec.inference.sampling import RowSettings, Sampling
 
 VOCABULARY = 13
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, random: torch.Tensor):
+    """Tokens and their log-probabilities, with one setting for all rows."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    tokens = module.choose(logprobs, RowSettings([sampling] * len(logits), logits.device), random)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+"""One forward pass over a step's tokens, with the weights of a trained GPTModel.
+
+The weights are those of the model object, in its memory; the layers' arithmetic is written out, because
+Megatron-Core's modules spend more time in Python than a decoding step of a small model takes
+(docs/decisions.md). Tests hold that the logits are the model's.
+
+Shapes: t tokens of the step, h hidden, g key-value groups of this tensor-parallel rank, d head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+from torch.distributed import all_gather_into_tensor, all_reduce, get_process_group_ranks
+from torch.nn import functional as F
+
+from megatron_codec.inference.attention import PagedAttention
+from megatron_codec.inference.blocks import BLOCK
+from megatron_codec.inference.linear import Linear, make_linear
+from megatron_codec.inference.step import Step
+from megatron_codec.model import kernels
+from megatron_codec.parallel import Layout
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The weights of a layer, and its keys and values, [blocks, g, BLOCK, d] each."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    projection: Linear
+    mlp_norm: Tensor
+    gate_and_up: Linear
+    down: Linear
+    keys: Tensor
+    values: Tensor
+
+
+class Decoder:
+    """The pipeline stage of this process, with its part of the key-value cache.
+
+    Args:
+        blocks: of the cache, `BLOCK` tokens each.
+        rotary_base: of the rotary embedding.
+        max_length: tokens that a sequence may have.
+    """
+
+    def __init__(self, model: GPTModel, layout: Layout, blocks: int, rotary_base: float, max_length: int):
+        config = model.config
+        self.layout, self.config = layout, config
+        self.hidden_size, self.dtype = config.hidden_size, config.params_dtype
+        self.epsilon = config.layernorm_epsilon
+        groups = (config.num_query_groups or config.num_attention_heads) // layout.tp
+        heads, width = config.num_attention_heads // layout.tp, config.kv_channels
+        assert width is not None
+        self.attention = PagedAttention(heads, groups, width, rotary_base, max_length, layout.device)
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        cache = torch.zeros(
+            (2, len(model.decoder.layers), blocks, groups, BLOCK, width),
+            dtype=self.dtype,
+            device=layout.device,
+        )
+        self.layers = [
+            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i]) for i in range(cache.shape[1])
+        ]
+        self.embedding = weights.get("embedding.word_embeddings.weight")
+        self.norm = weights.get("decoder.final_layernorm.weight")
+        self.output = make_linear(weights["output_layer.weight"]) if layout.has_output() else None
+
+    def bytes_per_block(self) -> int:
+        """Memory of one block in all layers of this process."""
+        layer = self.layers[0]
+        return 2 * len(self.layers) * layer.keys[0].numel() * layer.keys.element_size()
+
+    @torch.inference_mode()
+    def forward(self, step: Step) -> Tensor | None:
+        """The logits of the wanted rows, fp32 [wanted, padded vocabulary], on the process that leads its
+        layout's; None on the others. Every process of the layout calls it with the same step."""
+        device = self.layout.device
+        for source, target in step.copies:
+            for layer in self.layers:
+                layer.keys[target], layer.values[target] = layer.keys[source], layer.values[source]
+        self.attention.begin(step)
+        hidden = self._input(step)
+        for layer in self.layers:
+            normed = self._normed(hidden, layer.attention_norm)
+            context = self.attention(layer.qkv(normed), layer.keys, layer.values)
+            hidden = hidden + self._summed(layer.projection(context))
+            normed = self._normed(hidden, layer.mlp_norm)
+            hidden = hidden + self._summed(layer.down(_swiglu(layer.gate_and_up(normed))))
+        wanted = torch.from_numpy(step.wanted).to(device)
+        if self.output is None:
+            ranks = get_process_group_ranks(self.layout.groups.pp)
+            torch.distributed.send(hidden, ranks[self.layout.pp_rank + 1])
+            return self._receive_logits(len(wanted))
+        if len(wanted) < len(hidden):
+            hidden = hidden[wanted]
+        logits = self.output(self._normed(hidden, self.norm)) if len(hidden) else hidden.new_empty(0, 0)
+        return self._hand_over(logits)
+
+    def _input(self, step: Step) -> Tensor:
+        """The embedded tokens, or what the stage before has made of them, [t, h]."""
+        layout = self.layout
+        if not layout.has_embedding():
+            hidden = torch.empty(len(step.tokens), self.hidden_size, dtype=self.dtype, device=layout.device)
+            ranks = get_process_group_ranks(layout.groups.pp)
+            torch.distributed.recv(hidden, ranks[layout.pp_rank - 1])
+            return hidden
+        assert self.embedding is not None
+        tokens = torch.from_numpy(step.tokens).to(layout.device)
+        if layout.tp == 1:
+            return F.embedding(tokens, self.embedding)
+        local = tokens - layout.tp_rank * len(self.embedding)
+        elsewhere = (local < 0) | (local >= len(self.embedding))
+        hidden = F.embedding(local.masked_fill(elsewhere, 0), self.embedding)
+        return self._summed(hidden.masked_fill(elsewhere[:, None], 0))
+
+    def _summed(self, part: Tensor) -> Tensor:
+        """The sum over tensor-parallel ranks."""
+        if self.layout.tp > 1:
+            all_reduce(part, group=self.layout.groups.tp)
+        return part
+
+    def _hand_over(self, logits: Tensor) -> Tensor | None:
+        """On the last stage: the whole vocabulary, to the process that leads."""
+        layout, rows = self.layout, len(logits)
+        if not rows:
+            return logits.float() if layout.pp == 1 else None
+        if layout.tp > 1:
+            gathered = logits.new_empty(layout.tp * rows, logits.shape[1])
+            all_gather_into_tensor(gathered, logits, group=layout.groups.tp)
+            logits = torch.cat(gathered.chunk(layout.tp), dim=1)
+        logits = logits.float()
+        if layout.pp == 1:
+            return logits
+        if layout.tp_rank == 0:
+            torch.distributed.send(logits, get_process_group_ranks(layout.groups.pp)[0])
+        return None
+
+    def _receive_logits(self, rows: int) -> Tensor | None:
+        layout = self.layout
+        if not (layout.has_embedding() and layout.tp_rank == 0 and rows):
+            return None
+        assert self.embedding is not None
+        logits = torch.empty(rows, layout.tp * len(self.embedding), device=layout.device)
+        torch.distributed.recv(logits, get_process_group_ranks(layout.groups.pp)[-1])
+        return logits
+
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        assert weight is not None
+        if kernels.fits(x, self.hidden_size):
+            return kernels.rms_norm(x, weight, self.epsilon)
+        return F.rms_norm(x, weight.shape, weight, self.epsilon)
+
+
+def _swiglu(gate_and_up: Tensor) -> Tensor:
+    if kernels.fits(gate_and_up, gate_and_up.shape[-1] // 2):
+        return kernels.swiglu(gate_and_up)
+    gate, up = gate_and_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _layer(weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor) -> _Layer:
+    def norm(ours: str, fused: str) -> Tensor:
+        # Transformer Engine keeps the norm's weight in the linear layer behind it.
+        name = prefix + ours
+        return weights[name] if name in weights else weights[prefix + fused]
+
+    return _Layer(
+        attention_norm=norm("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
+        qkv=make_linear(weights[prefix + "self_attention.linear_qkv.weight"]),
+        projection=make_linear(weights[prefix + "self_attention.linear_proj.weight"]),
+        mlp_norm=norm("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
+        gate_and_up=make_linear(weights[prefix + "mlp.linear_fc1.weight"]),
+        down=make_linear(weights[prefix + "mlp.linear_fc2.weight"]),
+        keys=keys,
+        values=values,
+    )
