@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -146,6 +146,7 @@ class Generation:
         prompts: token ids.
         samples: n of the first prompt, then n of the second, and so on.
         live: whether somebody waits for tokens as they come, not only for the end.
+        max_tokens: of each prompt, where the settings leave it open.
         version: grows with everything that comes.
         error: why it failed.
     """
@@ -159,6 +160,7 @@ class Generation:
             for i in range(sampling.n)
         ]
         self.requests: list[Request] = []
+        self.max_tokens: list[int | None] = [None] * len(prompts)
         self.version = 0
         self.error: ApiError | None = None
         self.started = time.perf_counter()
@@ -172,8 +174,10 @@ class Generation:
         self._loop, self._vocabulary, self._observer, self._mailbox = loop, vocabulary, observer, mailbox
         try:
             for number, prompt in enumerate(self.prompts):
-                deliver = partial(mailbox.put, self, number)
-                self.requests.append(loop.submit(prompt, self.sampling, deliver))
+                sampling, limit = self.sampling, self.max_tokens[number]
+                if limit is not None:
+                    sampling = replace(sampling, max_tokens=limit)
+                self.requests.append(loop.submit(prompt, sampling, partial(mailbox.put, self, number)))
         except BaseException:
             self.cancel()
             raise

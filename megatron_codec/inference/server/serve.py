@@ -7,6 +7,7 @@ open requests get 503 and the process leaves with status 1, so that whatever sup
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from megatron_codec.config import ParallelConfig
 from megatron_codec.errors import UserError, raise_all
 from megatron_codec.inference.engine import Engine
 from megatron_codec.inference.loop import EngineLoop
@@ -30,25 +30,28 @@ LAST_ANSWERS_SECONDS = 5.0  # for sending what is done by then
 def serve(config: ServerConfig) -> int:
     """Serves until a signal comes or the engine fails; returns the exit status.
 
+    Under torchrun the first process serves, and the others compute what it tells them.
+
     Raises:
         UserError: no checkpoint, values out of range, or an address that cannot be listened on.
     """
     raise_all(list(config.faults()))
-    listener = listen(config.host, config.port)  # before the model, whose loading takes long
-    engine = Engine.load(config.load, layout(config), config.engine.dtype)
+    leads = os.environ.get("RANK", "0") == "0"
+    # The address before the model, whose loading takes long.
+    listener = listen(config.host, config.port) if leads else None
+    engine = Engine.load(config.load, config.engine)
+    if listener is None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # torchrun sends them to all; the first one says when
+            signal.signal(number, signal.SIG_IGN)
+        engine.follow()
+        return 0
     loop = EngineLoop(engine, config.max_requests)
     # The engine's thread gives the interpreter's lock back at each of its many short calls, and waits this
     # long for it where the server's thread has work; 5 ms, the default, is a step of a small model.
     sys.setswitchinterval(0.0005)
+    # Every broken upload would be a line in the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return asyncio.run(_with_signals(loop, config, listener))
-
-
-def layout(config: ServerConfig) -> ParallelConfig:
-    """TP and PP."""
-    return ParallelConfig(
-        tensor_model_parallel_size=config.engine.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.engine.pipeline_model_parallel_size,
-    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,13 +111,12 @@ async def run(loop: EngineLoop, config: ServerConfig, listener: socket.socket, s
 
 def _announce(service: Service, config: ServerConfig, listener: socket.socket) -> None:
     engine, url = service.engine, _url(listener)
-    statistics = service.loop.statistics()
-    parallel = config.engine
+    parallel, cache = config.engine, service.loop.statistics().cache_total
     _say(f"serving {', '.join(service.names)} from {config.load} at {url}, its routes at {url}/docs")
     _say(
         f"codec {engine.codec.to_dict()}, context {engine.config.seq_length} tokens, "
         f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size}, "
-        f"cache of {statistics.cache_total} tokens"
+        f"cache of {cache} tokens"
     )
     if config.key is None and not listener.getsockname()[0].startswith(("127.", "::1")):
         _say("warning: whoever reaches this address can use it; give --api-key")

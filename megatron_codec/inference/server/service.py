@@ -77,7 +77,7 @@ class Service:
             "min_p": body.min_p,
             "seed": secrets.randbelow(2**32) if body.seed is None else body.seed,
             "n": body.n,
-            "max_tokens": self.config.max_tokens if body.max_tokens is None else body.max_tokens,
+            "max_tokens": body.max_tokens,
             "ignore_eos": body.ignore_eos,
         }
         try:
@@ -98,11 +98,18 @@ class Service:
             raise ApiError(400, f"{asked}: at most {self.config.max_n} samples a request on this server", "n")
         stops = replace(stops or Stops(), eos=self.engine.tokenizer.eos)
         generation = Generation(prompts, sampling, stops, live)
+        if sampling.max_tokens is None and self.config.max_tokens is not None:
+            generation.max_tokens = [self._limit(len(prompt)) for prompt in prompts]
         try:
             generation.submit(self.loop, self.mailbox, self.vocabulary, self.metrics)
         except UserError as error:
             raise from_user_error(error) from None
         return generation
+
+    def _limit(self, prompt: int) -> int | None:
+        """New tokens where the client does not say: as many as the server allows or the context leaves."""
+        room = min(self.engine.config.seq_length, self.loop.statistics().cache_total) - prompt
+        return min(room, self.config.max_tokens or room) if room > 0 else None
 
     def close(self) -> None:
         """Ends the threads."""

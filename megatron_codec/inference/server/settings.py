@@ -4,25 +4,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
 
 import tyro
 
 from megatron_codec.errors import UserError, out_of_range
+from megatron_codec.inference.config import EngineConfig
 
 API_KEY_VARIABLE = "MEGATRON_CODEC_API_KEY"
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What the engine is made with."""
-
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """What to compute in; by default what the model was trained in."""
-    tensor_model_parallel_size: int = 1
-    """Processes that share each layer, under torchrun."""
-    pipeline_model_parallel_size: int = 1
-    """Stages that the layers are cut into, under torchrun."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,8 @@ class ServerConfig:
     """How long a finished picture is kept under its id."""
     grace_seconds: float = 30.0
     """After SIGTERM, how long running requests may go on."""
-    engine: Annotated[EngineOptions, tyro.conf.arg(prefix_name=False)] = field(default_factory=EngineOptions)
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+    """What computes the tokens."""
 
     @property
     def key(self) -> str | None:
@@ -65,7 +54,7 @@ class ServerConfig:
         return self.api_key or os.environ.get(API_KEY_VARIABLE) or None
 
     def faults(self) -> Iterator[UserError]:
-        """What is wrong with the values."""
+        """Values that cannot be."""
         yield from out_of_range(self, 0, "port", below=65536)
         yield from out_of_range(self, 1, "max_body_bytes", "max_n", "max_tokens", "max_requests")
         yield from out_of_range(self, 1, "max_upload_pixels")
