@@ -90,10 +90,15 @@ class Gate:
             nonlocal size, reading
             if not reading:
                 return await receive()  # waits for the client to leave, which may take as long as it likes
+            # Not `asyncio.wait_for`: before Python 3.12 it may swallow the cancelling of its caller.
+            receiving = asyncio.ensure_future(receive())
             try:
-                message = await asyncio.wait_for(receive(), seconds_left(scope))
-            except (TimeoutError, asyncio.TimeoutError):
-                raise too_slow() from None
+                await asyncio.wait((receiving,), timeout=max(0, seconds_left(scope)))
+                if not receiving.done():
+                    raise too_slow()
+                message = receiving.result()
+            finally:
+                receiving.cancel()
             size += len(message.get("body", b""))
             reading = message.get("more_body", False)
             if size > self.config.max_body_bytes:
