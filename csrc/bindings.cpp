@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 void bind_bpe(py::module_& module);
+void bind_inference(py::module_& module);
 void bind_kernels(py::module_& module);
 
 static void raise_user_error(std::exception_ptr pointer) {
@@ -19,8 +20,9 @@ static void raise_user_error(std::exception_ptr pointer) {
 }
 
 PYBIND11_MODULE(_csrc, module) {
-  module.doc() = "C++ behind megatron_codec: byte-pair encoding, and kernels of training.";
+  module.doc() = "C++ behind megatron_codec: byte-pair encoding, and kernels of training and generation.";
   py::register_exception_translator(raise_user_error);
   bind_bpe(module);
   bind_kernels(module);
+  bind_inference(module);
 }

@@ -49,3 +49,27 @@ def rms_norm_forward(team: Team, rows: int, width: int, epsilon: float, *address
 def rms_norm_backward(team: Team, rows: int, width: int, *addresses: int) -> None: ...
 def swiglu_forward(team: Team, rows: int, width: int, *addresses: int) -> None: ...
 def swiglu_backward(team: Team, rows: int, width: int, *addresses: int) -> None: ...
+
+class PagedShape:
+    def __init__(self, heads: int, groups: int, block: int, width: int, scale: float) -> None: ...
+
+class Pieces:
+    def __init__(self, count: int, *addresses: int) -> None: ...
+
+def rotate_and_store(
+    team: Team, shape: PagedShape, tokens: int, qkv: int, cos: int, sin: int, angles: int, *addresses: int
+) -> None:
+    """This and the next are for generation (inference/kernels.py)."""
+
+def paged_attention(
+    team: Team,
+    shape: PagedShape,
+    tokens: int,
+    query: int,
+    positions: int,
+    keys: int,
+    values: int,
+    blocks: int,
+    pieces: Pieces,
+    output: int,
+) -> None: ...

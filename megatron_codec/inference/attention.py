@@ -1,19 +1,23 @@
 """Attention of a step's rows over the blocks of the key-value cache.
 
 Keys are stored rotated, so that a step rotates its own tokens and no earlier one is touched again. On a CPU
-with AMX, in bf16, the kernels of csrc/ read the blocks where they lie; everywhere else torch gathers them.
+with AMX, in bf16, the kernels of csrc/ read the blocks where they lie (`kernels.py`); everywhere else torch
+gathers them first. Which of the two computes is decided once; tests hold both against the whole model.
 
-Shapes: t rows, n heads, g key-value groups, d head width, k keys of a piece.
+Shapes: t rows, n heads, g key-value groups, q = n / g queries of each, d head width, k keys.
 """
 
 import math
+from dataclasses import fields
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_codec.inference import kernels
 from megatron_codec.inference.blocks import BLOCK
-from megatron_codec.inference.step import Step
+from megatron_codec.inference.step import Piece, PieceIndex, Step
 from megatron_codec.model.layers import Rotary, Rotate
 
 
@@ -22,101 +26,136 @@ class PagedAttention:
 
     Args:
         heads, groups: of this tensor-parallel rank.
+        width: of a head.
         max_length: positions that there are.
     """
 
     def __init__(
-        self, heads: int, groups: int, width: int, rotary_base: float, max_length: int, device: torch.device
+        self,
+        heads: int,
+        groups: int,
+        width: int,
+        rotary_base: float,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ):
         self.heads, self.groups, self.width, self.device = heads, groups, width, device
         self.scale = 1.0 / math.sqrt(width)
-        self.max_length = max_length
-        self.rotary = Rotary(width, rotary_base)
+        self.fused = kernels.fits(torch.empty(0, dtype=dtype, device=device), width, BLOCK)
+        like = torch.empty(0, dtype=torch.float32 if self.fused else dtype, device=device)
+        self.cos, self.sin = Rotary(width, rotary_base).tables(max_length, like)
 
     def begin(self, step: Step) -> None:
         """Prepares what all layers of a step share."""
-        device = self.device
-        self.positions = torch.from_numpy(step.positions).to(device)
-        slots = torch.from_numpy(step.slots).to(device)
-        self.blocks, self.offsets = slots // BLOCK, slots % BLOCK
-        self.tables = None
-        # Rows in one piece only are finished there; the results of others are merged.
-        times = torch.zeros(len(step.tokens), dtype=torch.long)
-        self.pieces = []
-        for piece in step.pieces:
-            rows = torch.tensor(piece.rows)
-            times[rows] += 1
-            blocks = torch.tensor(piece.blocks, device=device)
-            self.pieces.append((piece.start, piece.length, blocks, rows.to(device)))
-        self.alone = [bool((times[piece.rows] == 1).all()) for piece in step.pieces]
-        self.merges = not all(self.alone)
+        self.positions, self.slots = (
+            torch.from_numpy(numbers).to(self.device) for numbers in (step.positions, step.slots)
+        )
+        if self.fused:
+            index = PieceIndex.of(step.pieces)
+            arrays = {f.name: torch.from_numpy(getattr(index, f.name)) for f in fields(index)}
+            self.pieces = kernels.PieceArrays(**arrays, num_pieces=len(step.pieces))
+        else:
+            self.gathered = _Gathered(step.pieces, self.positions)
+            self.turns = tuple(table[self.positions][:, None, None] for table in (self.cos, self.sin))
 
     def __call__(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The attention of a layer, [t, n * d].
 
         Args:
-            qkv: Megatron-Core's, [t, g * (n / g + 2) * d]: of each group its queries, its key, its value.
+            qkv: Megatron-Core's, [t, g * (q + 2) * d]: of each group its queries, its key, its value.
             keys, values: of the layer in the cache, [blocks, g, BLOCK, d]; those of the step are written.
         """
-        if self.tables is None:
-            cos, sin = self.rotary.tables(self.max_length, like=qkv)
-            self.tables = cos[self.positions][:, None, None], sin[self.positions][:, None, None]
         together = qkv.view(len(qkv), self.groups, -1, self.width)
-        query = Rotate.apply(together[:, :, :-2], *self.tables)
-        keys[self.blocks, :, self.offsets] = Rotate.apply(together[:, :, -2:-1], *self.tables)[:, :, 0]
-        values[self.blocks, :, self.offsets] = together[:, :, -1]
-        if self.merges:
-            return self._merged(query, keys, values)
-        result = torch.empty_like(query)
-        for start, length, blocks, rows in self.pieces:
-            k, v = (_gather(store, blocks, length) for store in (keys, values))
-            mask = self._mask(start, length, rows)
-            # A piece's rows attend to its keys, each group's queries together: [g, rows, n / g, d].
-            q = query[rows].transpose(0, 1)
-            out = F.scaled_dot_product_attention(
-                q.transpose(1, 2).flatten(0, 1)[None],
-                k.repeat_interleave(q.shape[2], 0)[None],
-                v.repeat_interleave(q.shape[2], 0)[None],
-                attn_mask=mask,
-                scale=self.scale,
+        if self.fused:
+            query = kernels.rotate_and_store(
+                together, self.cos, self.sin, self.positions, self.slots, keys, values
             )
-            result[rows] = out[0].unflatten(0, (self.groups, -1)).permute(2, 0, 1, 3)
-        return result.flatten(1)
+            return kernels.paged_attention(
+                query, self.positions, keys, values, self.pieces, self.scale
+            ).flatten(1)
+        blocks, offsets = self.slots // BLOCK, self.slots % BLOCK
+        keys[blocks, :, offsets] = Rotate.apply(together[:, :, -2:-1], *self.turns)[:, :, 0]
+        values[blocks, :, offsets] = together[:, :, -1]
+        query = Rotate.apply(together[:, :, :-2], *self.turns)
+        return self.gathered.attend(query, keys, values, self.scale).flatten(1)
 
-    def _merged(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Softmax over all pieces of a row together, from its maximum, sum and product with each.
+
+class _Gathered:
+    """Attention by torch's own operators, on keys that are gathered from their blocks.
+
+    Parts of prompts see one piece each and go through torch's fused attention. Rows that decode may see
+    several; their pieces are computed apart, those of one row all together, and merged.
+    """
+
+    def __init__(self, pieces: list[Piece], positions: Tensor):
+        device = positions.device
+        self.positions = positions
+        times = np.bincount(np.fromiter((row for p in pieces for row in p.rows), np.int64))
+        self.prompts, self.shared, single = [], [], []
+        for piece in pieces:
+            if len(piece.rows) == 1:
+                single.append(piece)
+                continue
+            rows, blocks = (torch.tensor(numbers, device=device) for numbers in (piece.rows, piece.blocks))
+            kind = self.prompts if times[piece.rows[0]] == 1 else self.shared
+            kind.append((piece.start, piece.length, rows, blocks))
+        if single:
+            longest = max(len(piece.blocks) for piece in single)
+            # What lies in the blocks of the padding is masked.
+            table = [piece.blocks + piece.blocks[:1] * (longest - len(piece.blocks)) for piece in single]
+            self.single_table = torch.tensor(table, device=device)
+            self.single_rows = torch.tensor([piece.rows[0] for piece in single], device=device)
+            lengths = torch.tensor([piece.length for piece in single], device=device)
+            self.single_mask = torch.arange(longest * BLOCK, device=device) < lengths[:, None]
+        self.has_single = bool(single)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """[t, g, q, d] of rotated queries of that shape."""
+        result = torch.empty_like(query)
+        for start, length, rows, blocks in self.prompts:
+            k, v = (store[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for store in (keys, values))
+            positions = self.positions[rows]
+            mask = torch.arange(start, start + length, device=query.device) <= positions[:, None]
+            out = F.scaled_dot_product_attention(
+                query[rows].permute(1, 2, 0, 3),  # [g, q, rows, d]
+                k[:, None],
+                v[:, None],
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=True,
+            )
+            result[rows] = out.permute(2, 0, 1, 3)
+        if self.has_single:
+            self._decode(query, keys, values, scale, result)
+        return result
+
+    def _decode(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, result: Tensor) -> None:
+        """Writes the rows that decode: softmax over their pieces together, in fp32.
 
         Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), section 3.1.
         """
-        shape = query.shape[:3]  # t, g, n / g
-        most = query.new_full(shape, -torch.inf, dtype=torch.float32)
-        total = torch.zeros(shape, device=query.device)
-        result = torch.zeros(*shape, self.width, device=query.device)
-        for start, length, blocks, rows in self.pieces:
-            k, v = (_gather(store, blocks, length) for store in (keys, values))
-            q = query[rows].transpose(0, 1)  # [g, rows, n / g, d]
-            scores = (q.flatten(1, 2) @ k.transpose(1, 2)).float().unflatten(1, q.shape[1:3]) * self.scale
-            mask = self._mask(start, length, rows)
-            if mask is not None:
-                scores = scores.masked_fill(~mask[None, :, None], -torch.inf)
-            before = most[rows]
-            here = torch.maximum(before, scores.amax(-1).transpose(0, 1))
-            weights = (scores - here.transpose(0, 1)[..., None]).exp()
-            kept = (before - here).exp()
-            product = (weights.to(v.dtype).flatten(1, 2) @ v).float().unflatten(1, q.shape[1:3])
-            most[rows] = here
-            total[rows] = total[rows] * kept + weights.sum(-1).transpose(0, 1)
-            result[rows] = result[rows] * kept[..., None] + product.transpose(0, 1)
-        return (result / total[..., None]).to(query.dtype).flatten(1)
-
-    def _mask(self, start: int, length: int, rows: Tensor) -> Tensor | None:
-        """True where a row sees a key, [rows, k]; None where every row sees all."""
-        positions = self.positions[rows]
-        if int(positions.min()) >= start + length - 1:
-            return None
-        return torch.arange(start, start + length, device=self.device) <= positions[:, None]
-
-
-def _gather(store: Tensor, blocks: Tensor, length: int) -> Tensor:
-    """The keys (or values) in these blocks in order, [g, length, d]."""
-    return store[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
+        rows = self.single_rows
+        # [rows, g, q, k] = [rows, g, q, d] x [rows, g, d, k]
+        k, v = (store[self.single_table].transpose(1, 2).flatten(2, 3) for store in (keys, values))
+        scores = (query[rows] @ k.transpose(2, 3)).float() * scale
+        scores = scores.masked_fill(~self.single_mask[:, None, None], -torch.inf)
+        most = scores.amax(-1, keepdim=True)
+        weights = (scores - most).exp()
+        total, product = weights.sum(-1, keepdim=True), (weights.to(v.dtype) @ v).float()
+        if self.shared:
+            place = torch.full((len(query),), -1, device=query.device)
+            place[rows] = torch.arange(len(rows), device=query.device)
+        for _, length, shared_rows, blocks in self.shared:
+            k, v = (store[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for store in (keys, values))
+            q = query[shared_rows].transpose(0, 1)  # [g, rows, q, d]
+            scores = (q.flatten(1, 2) @ k.transpose(1, 2)).float().unflatten(1, q.shape[1:3]) * scale
+            at = place[shared_rows]
+            before = most[at]
+            most[at] = torch.maximum(before, scores.amax(-1, keepdim=True).transpose(0, 1))
+            weights = (scores - most[at].transpose(0, 1)).exp()
+            kept = (before - most[at]).exp()
+            total[at] = total[at] * kept + weights.sum(-1, keepdim=True).transpose(0, 1)
+            added = (weights.to(v.dtype).flatten(1, 2) @ v).float().unflatten(1, q.shape[1:3])
+            product[at] = product[at] * kept + added.transpose(0, 1)
+        result[rows] = (product / total).to(result.dtype)

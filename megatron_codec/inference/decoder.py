@@ -54,7 +54,9 @@ class Decoder:
         groups = (config.num_query_groups or config.num_attention_heads) // layout.tp
         heads, width = config.num_attention_heads // layout.tp, config.kv_channels
         assert width is not None
-        self.attention = PagedAttention(heads, groups, width, rotary_base, max_length, layout.device)
+        self.attention = PagedAttention(
+            heads, groups, width, rotary_base, max_length, self.dtype, layout.device
+        )
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         cache = torch.zeros(
             (2, len(model.decoder.layers), blocks, groups, BLOCK, width),

@@ -69,7 +69,7 @@ class EngineLoop:
         request = self.engine.request(prompt, sampling, deliver)
         with self._news:
             if self._closing or not self.healthy:
-                raise Stopped("the engine", "is shutting down" if self.healthy else f"failed: {self.failure}")
+                raise Stopped("the engine", f"failed: {self.failure}" if self.failure else "is shutting down")
             if len(self._open) >= self.max_requests:
                 raise Overloaded(f"{len(self._open)} open requests", "are as many as are taken", "try later")
             self._open[request.number] = request

@@ -149,11 +149,16 @@ class Scheduler:
             sample = self.waiting[0]
             request = self.open[sample.request.number]
             if request.prompt_logits is not None and sample.new_tokens == 0:
-                if not self._fork(sample, request):
-                    break
-                forks.append((sample, request.prompt_logits))
-                self._forked(request, sample)
-            elif not self._admit(sample):
+                joined = self._fork(sample, request)
+                if joined:
+                    forks.append((sample, request.prompt_logits))
+                    self._forked(request, sample)
+            else:
+                joined = self._admit(sample)
+            if not joined:
+                # Nobody who runs will give blocks back, so it is held prompts that fill the cache.
+                if not self.running and self._drop_a_prompt():
+                    continue
                 break
             self.waiting.popleft()
             self.running.append(sample)
@@ -272,13 +277,19 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Frees blocks: those that wait for siblings first, then those of the sample that joined last."""
+        if not self._drop_a_prompt():
+            sample = self.running.pop()
+            self._release(sample)
+            self.waiting.appendleft(sample)
+
+    def _drop_a_prompt(self) -> bool:
+        """Gives back a prompt that is held for samples to come; they will compute it again. False when
+        there is none."""
         for request in self.open.values():
             if request.prompt_blocks is not None:
                 self._drop_prompt(request)
-                return
-        sample = self.running.pop()
-        self._release(sample)
-        self.waiting.appendleft(sample)
+                return True
+        return False
 
     def _release(self, sample: Sample) -> None:
         self.pool.give_back(sample.blocks)

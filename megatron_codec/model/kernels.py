@@ -48,7 +48,7 @@ class Attention(torch.autograd.Function):
         lse = torch.empty(b, n, s)
         places = [_place(x) for x in (query, key, value, output)]
         shape = _csrc.AttentionShape(s, b, n, key.shape[2], d, scale)
-        _csrc.attention_forward(_team(), shape, cos.data_ptr(), sin.data_ptr(), *places, lse.data_ptr())
+        _csrc.attention_forward(team(), shape, cos.data_ptr(), sin.data_ptr(), *places, lse.data_ptr())
         ctx.save_for_backward(query, key, value, output, lse, cos, sin)
         ctx.scale = scale
         return output
@@ -60,7 +60,7 @@ class Attention(torch.autograd.Function):
         s, b, n, d = query.shape
         results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
         _csrc.attention_backward(
-            _team(),
+            team(),
             _csrc.AttentionShape(s, b, n, key.shape[2], d, ctx.scale),
             *(cos.data_ptr(), sin.data_ptr()),
             *(_place(x) for x in (query, key, value, output)),
@@ -90,7 +90,7 @@ class RMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         gradient, to_x, to_weight = gradients[0].contiguous(), torch.empty_like(x), torch.empty_like(weight)
         _csrc.rms_norm_backward(
-            _team(), scale.numel(), x.shape[-1], *_addresses(x, weight, scale, gradient, to_x, to_weight)
+            team(), scale.numel(), x.shape[-1], *_addresses(x, weight, scale, gradient, to_x, to_weight)
         )
         return to_x, to_weight, None
 
@@ -114,7 +114,7 @@ class SwiGLU(torch.autograd.Function):
         (gate_and_up,), gradient = ctx.saved_tensors, gradients[0].contiguous()
         width, result = gate_and_up.shape[-1], torch.empty_like(gate_and_up)
         rows = gate_and_up.numel() // width
-        _csrc.swiglu_backward(_team(), rows, width // 2, *_addresses(gate_and_up, gradient, result))
+        _csrc.swiglu_backward(team(), rows, width // 2, *_addresses(gate_and_up, gradient, result))
         return result
 
 
@@ -128,7 +128,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
     rows = x.numel() // width
     result, scale = torch.empty_like(x), torch.empty(rows)
-    _csrc.rms_norm_forward(_team(), rows, width, eps, *_addresses(x, weight, result, scale))
+    _csrc.rms_norm_forward(team(), rows, width, eps, *_addresses(x, weight, result, scale))
     return result, scale
 
 
@@ -137,7 +137,7 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
     gate_and_up = gate_and_up.contiguous()
     *rows, width = gate_and_up.shape
     result = gate_and_up.new_empty(*rows, width // 2)
-    _csrc.swiglu_forward(_team(), gate_and_up.numel() // width, width // 2, *_addresses(gate_and_up, result))
+    _csrc.swiglu_forward(team(), gate_and_up.numel() // width, width // 2, *_addresses(gate_and_up, result))
     return result
 
 
@@ -150,7 +150,8 @@ def _addresses(*tensors: Tensor) -> list[int]:
     return [x.data_ptr() for x in tensors]
 
 
-def _team() -> _csrc.Team:
+def team() -> _csrc.Team:
+    """The threads that torch's own kernels run on."""
     return _csrc.Team(_openmp(), torch.get_num_threads())
 
 

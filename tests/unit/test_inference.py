@@ -122,6 +122,67 @@ def test_greedy_is_that_of_hugging_face(engine, prompts):
     assert [c.token_ids for c in again] == [c.token_ids for c in greedy for _ in range(2)]
 
 
+def test_log_probabilities_of_prompts_and_of_other_tokens(tokenizer, prompts):
+    engine = make_engine(tokenizer, prefill_chunk_size=33)
+    got = []
+
+    def ask(**settings):
+        request = engine.request(prompts[2], Sampling(**settings), got.extend)
+        engine.add(request)
+        while engine.busy:
+            engine.step()
+        return request
+
+    ask(max_tokens=1)  # the prompt is known now, and computed again all the same
+    got.clear()
+    request = ask(prompt_logprobs=True, logprobs=3, max_tokens=4, n=2, seed=5)
+    full = torch.log_softmax(full_logits(prompts[2])[:-1] + engine.forbidden, -1)
+    assert request.prompt_logprobs[0] is None and len(request.prompt_logprobs) == 100
+    expected = full.gather(1, torch.tensor(prompts[2][1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(request.prompt_logprobs[1:]), expected, atol=2e-5, rtol=1e-5)
+    assert request.prompt_top_logprobs[0] == {}
+    for top, row in zip(request.prompt_top_logprobs[1:], full, strict=True):
+        values, ids = row.topk(3)
+        assert list(top) == ids.tolist()
+        assert list(top.values()) == pytest.approx(values.tolist(), abs=2e-5)
+    assert len(got) == 8
+    for event in got:
+        [top], [token], [logprob] = event.top_logprobs, event.token_ids, event.logprobs
+        assert len(top) == 3 and list(top.values()) == sorted(top.values(), reverse=True)
+        assert top.get(token, logprob) == logprob <= max(top.values())
+    got.clear()
+    request = ask(prompt_logprobs=True, max_tokens=0)
+    assert [(e.token_ids, e.finish_reason) for e in got] == [((), "length")]
+    torch.testing.assert_close(torch.tensor(request.prompt_logprobs[1:]), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_every_prompt_has_its_own_settings(engine, prompts):
+    each = [
+        Sampling(temperature=0, max_tokens=9),
+        Sampling(temperature=2.0, seed=1, max_tokens=30, min_p=0.05),
+        Sampling(top_k=5, seed=2, max_tokens=20, stop_token_ids=(7, 8, 9, 10, 11, 12)),
+        Sampling(top_p=0.5, seed=3, max_tokens=12, n=2, ignore_eos=True),
+    ]
+    together = engine.generate(prompts[:4], each)
+    alone = [c for p, s in zip(prompts[:4], each, strict=True) for c in engine.generate([p], s)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert [c.finish_reason for c in together] == [c.finish_reason for c in alone]
+    for completion in together[3:]:
+        assert len(completion.token_ids) == 12
+
+
+def test_stop_tokens_and_eos(engine, prompts):
+    stops = tuple(range(0, 320, 3))
+    completions = engine.generate(prompts, Sampling(temperature=2.0, seed=8, stop_token_ids=stops))
+    assert {c.finish_reason for c in completions} == {"stop"}
+    for completion in completions:
+        *before, last = completion.token_ids
+        assert last in stops and not set(before) & {*stops, engine.tokenizer.eos}
+    on = engine.generate(prompts[:1], Sampling(temperature=1e6, seed=8, n=30, ignore_eos=True))
+    assert {c.finish_reason for c in on} == {"length"}
+    assert any(engine.tokenizer.eos in c.token_ids[:-1] for c in on)
+
+
 def test_samples_follow_the_model(engine, prompts):
     """The first tokens of many samples have the mean log-probability that the model itself predicts."""
     n = 2000

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     },
     "inference": {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data", "model"),
-        "training.checkpoint",
+        *("training.checkpoint", "_csrc"),
     },
     "evaluation": {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data"),

@@ -1,0 +1,55 @@
+// Binds the kernels of generation. Tensors come as addresses, as in kernels_bindings.cpp.
+#include <pybind11/pybind11.h>
+
+#include "paged_attention.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T = std::uint16_t>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Pieces pieces(long count, Address starts, Address lengths, Address blocks, Address block_offsets,
+              Address rows, Address row_offsets) {
+  using Numbers = const std::int32_t;
+  return {count,
+          at<Numbers>(starts),
+          at<Numbers>(lengths),
+          at<Numbers>(blocks),
+          at<Numbers>(block_offsets),
+          at<Numbers>(rows),
+          at<Numbers>(row_offsets)};
+}
+
+}  // namespace
+
+void bind_inference(py::module_& module) {
+  py::class_<PagedShape>(module, "PagedShape", "heads, groups, block, width, scale")
+      .def(py::init<long, long, long, int, float>());
+  py::class_<Pieces>(module, "Pieces", "How many, and the addresses of the arrays; csrc/paged_attention.hpp.")
+      .def(py::init(&pieces));
+  module.def(
+      "rotate_and_store",
+      [](const Team& team, const PagedShape& shape, long tokens, Address qkv, Address cos, Address sin,
+         long angles, Address positions, Address slots, Address keys, Address values, long blocks,
+         Address query) {
+        rotate_and_store(team, shape, tokens, at(qkv), {at<float>(cos), at<float>(sin), angles},
+                         at<std::int64_t>(positions), at<std::int64_t>(slots), {at(keys), at(values), blocks},
+                         at(query));
+      },
+      py::call_guard<py::gil_scoped_release>(), "New tokens to their places; csrc/paged_attention.hpp.");
+  module.def(
+      "paged_attention",
+      [](const Team& team, const PagedShape& shape, long tokens, Address query, Address positions,
+         Address keys, Address values, long blocks, const Pieces& pieces, Address output) {
+        paged_attention(team, shape, tokens, at(query), at<std::int64_t>(positions),
+                        {at(keys), at(values), blocks}, pieces, at(output));
+      },
+      py::call_guard<py::gil_scoped_release>(),
+      "Attention over pieces of the cache; csrc/paged_attention.hpp.");
+}
