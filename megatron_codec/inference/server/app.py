@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from megatron_codec import __version__
 from megatron_codec.inference.loop import EngineLoop
@@ -36,6 +37,7 @@ def create_app(loop: EngineLoop, config: ServerConfig) -> FastAPI:
     app.add_middleware(Gate, service=service)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
+    app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_bug)
     for part in (completions, megatron, images, general):
         app.include_router(part.router)

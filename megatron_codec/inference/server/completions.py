@@ -84,7 +84,7 @@ class Completion:
             usage = {"usage": None}
         sent = {sample: Sent() for sample in generation.samples}
         while sent:
-            seen = generation.version
+            seen = generation.look()
             for sample, before in list(sent.items()):
                 if len(sample.token_ids) > before.tokens or sample.finish_reason is not None:
                     yield sse(self._envelope([self._choice(sample, before)]) | usage)

@@ -114,6 +114,11 @@ async def on_http_exception(_: Request, error: Exception) -> JSONResponse:
     return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})).response
 
 
+async def on_client_left(_: Request, __: Exception) -> JSONResponse:
+    """Handler of a client that leaves while its body is read."""
+    return ApiError(CLIENT_LEFT, "the client closed the connection").response
+
+
 async def on_bug(_: Request, error: Exception) -> JSONResponse:
     """Handler of everything else: a fault of the server, whose details go to its log only."""
     return ApiError(500, f"the server made a mistake ({type(error).__name__}); its log says more").response

@@ -238,8 +238,7 @@ class Generation:
     async def wait(self) -> None:
         """Until all samples have ended. Raises ApiError if the engine could not go on."""
         await self._done.wait()
-        if self.error:
-            raise self.error
+        self.look()
 
     async def change(self, seen: int) -> int:
         """Until `version` is no longer `seen`; returns it. Raises ApiError if the engine could not go on."""
@@ -250,6 +249,10 @@ class Generation:
                 await future
             finally:
                 self._waiting.discard(future)
+        return self.look()
+
+    def look(self) -> int:
+        """The version of what is there. Raises ApiError if the engine could not go on."""
         if self.error:
             raise self.error
         return self.version

@@ -123,7 +123,7 @@ class Making:
         yield self._event("started", {"ids": ids, "seed": seed, "prompt_tokens": len(self.prompt)})
         going = {picture: Partials(picture, self.body.partial_images) for picture in self.pictures}
         while going:
-            seen = self.generation.version
+            seen = self.generation.look()
             for picture, partials in list(going.items()):
                 if picture.sample.finish_reason is not None:
                     del going[picture]
