@@ -3,9 +3,9 @@
     python benchmarks/generate.py                          # 85M parameters, bf16
     python benchmarks/generate.py --rounds 5 --peers hugging-face
 
-Three loads: one sample from a short prompt; eight samples from one prompt of 4,096 tokens; sixteen requests with
-prompts and lengths that differ. Each program runs in this process, the rounds interleaved; a speed-up is the
-median over rounds of (their seconds / ours). No sample ends by itself, so all make the same tokens.
+Three loads: one sample from a short prompt; eight samples from one prompt of 4,096 tokens; sixteen requests
+with prompts and lengths that differ. Each program runs in this process, the rounds interleaved; a speed-up is
+the median over rounds of (their seconds / ours). No sample ends by itself, so all make the same tokens.
 Hugging Face pads a batch and goes on until its longest sample is done. CTranslate2 has no bf16 on a CPU: its
 int8 and fp32 are compared with our bf16, at one sample.
 """
