@@ -1,0 +1,261 @@
+"""Sampling with the engine beside Hugging Face's `generate` and CTranslate2, on the same weights.
+
+    python benchmarks/generate.py                          # 85M parameters, bf16
+    python benchmarks/generate.py --rounds 5 --peers hugging-face
+
+Three loads: one sample from a short prompt; eight samples from one prompt of 4,096 tokens; sixteen requests
+with prompts and lengths that differ. Each program runs in this process, the rounds interleaved; a speed-up is
+the median over rounds of (their seconds / ours). No sample ends by itself, so all make the same tokens.
+Hugging Face pads a batch and goes on until its longest sample is done. CTranslate2 has no bf16 on a CPU: its
+int8 and fp32 are compared with our bf16, at one sample.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from megatron_codec import parallel
+from megatron_codec.codecs import JpegCodec
+from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
+from megatron_codec.errors import run_tool
+from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.model import build_model, initialize_weights, transformer_config
+from megatron_codec.tokenizer import Tokenizer
+from tests.llama import hugging_face_twin
+
+MODEL = ModelConfig(
+    num_layers=12, hidden_size=768, ffn_hidden_size=2048, num_attention_heads=12, seq_length=12288
+)
+TOP_K, TOP_P = 40, 0.9
+
+
+@dataclass(frozen=True)
+class Config:
+    """Times the engine beside its peers."""
+
+    rounds: int = 3
+    """Of every load and program."""
+    peers: tuple[Literal["hugging-face", "ctranslate2"], ...] = ("hugging-face", "ctranslate2")
+    """What to compare with; a peer that is not installed is left out."""
+    loads: tuple[Literal["one", "shared", "mixed"], ...] = ("one", "shared", "mixed")
+    """Which loads to run."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Prompts, new tokens of each, and samples of each."""
+
+    title: str
+    prompts: list[list[int]]
+    new_tokens: list[int]
+    n: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of all samples."""
+        return sum(self.new_tokens) * self.n
+
+
+def loads(bos: int) -> dict[str, Load]:
+    """The three, the same at every call."""
+    rng = np.random.default_rng(0)
+
+    def prompt(length: int) -> list[int]:
+        return [bos, *rng.integers(0, 256, length - 1).tolist()]
+
+    lengths = [int(x) for x in np.geomspace(16, 2048, 16)]
+    return {
+        "one": Load("one sample, prompt of 8", [prompt(8)], [200]),
+        "shared": Load("8 samples of one prompt of 4,096", [prompt(4096)], [64], n=8),
+        "mixed": Load(
+            "16 requests, prompts of 16 to 2,048, 32 to 256 new tokens",
+            [prompt(length) for length in lengths],
+            [int(x) for x in rng.permutation(np.linspace(32, 256, 16))],
+        ),
+    }
+
+
+class Ours:
+    """The engine; each run has another seed, and its prompts are forgotten before it."""
+
+    def __init__(self) -> None:
+        parallelism, training = ParallelConfig(), TrainingConfig(bf16=True)
+        layout = parallel.initialize(parallelism)
+        codec = JpegCodec(256)
+        self.tokenizer = Tokenizer([(i, i + 1) for i in range(64)], codec=codec.to_dict())
+        megatron = transformer_config(MODEL, parallelism, training, layout)
+        self.module = build_model(megatron, MODEL, self.tokenizer.num_tokens, layout)
+        initialize_weights(self.module, MODEL, layout, 1)
+        config = EngineConfig(cache_tokens=40_000)
+        self.engine = Engine(self.module, MODEL, self.tokenizer, codec, layout, config)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a step reads of the weights: all but the embedding, of which it reads a row."""
+        weights = [p for name, p in self.module.named_parameters() if "embedding" not in name]
+        return sum(p.numel() * p.element_size() for p in weights)
+
+    def run(self, load: Load, seed: int) -> int:
+        """Makes the tokens of a load; returns how many."""
+        self.engine.scheduler.pool.forget_all()
+        sampling = [
+            Sampling(top_k=TOP_K, top_p=TOP_P, seed=seed, n=load.n, max_tokens=count, ignore_eos=True)
+            for count in load.new_tokens
+        ]
+        return sum(len(c.token_ids) for c in self.engine.generate(load.prompts, sampling))
+
+
+class HuggingFace:
+    """`generate` of transformers, with its default cache."""
+
+    def __init__(self, ours: Ours):
+        self.model = hugging_face_twin(ours.module, MODEL).to(torch.bfloat16)
+        self.pad = ours.tokenizer.eos
+
+    @torch.inference_mode()
+    def run(self, load: Load, seed: int) -> int:
+        """Makes at least the tokens of a load: a batch goes on until its longest sample is done."""
+        torch.manual_seed(seed)
+        longest = max(map(len, load.prompts))
+        ids = torch.full((len(load.prompts), longest), self.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(load.prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        out = self.model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=True,
+            top_k=TOP_K,
+            top_p=TOP_P,
+            min_new_tokens=max(load.new_tokens),
+            max_new_tokens=max(load.new_tokens),
+            num_return_sequences=load.n,
+            pad_token_id=self.pad,
+            eos_token_id=None,
+        )
+        assert out.shape == (len(load.prompts) * load.n, longest + max(load.new_tokens))
+        return load.tokens
+
+
+class CTranslate2:
+    """CTranslate2's generator, for one sample."""
+
+    def __init__(self, ours: Ours, compute_type: str):
+        import ctranslate2
+        from tokenizers import Tokenizer as Words
+        from tokenizers.models import WordLevel
+        from transformers import PreTrainedTokenizerFast
+
+        twin = hugging_face_twin(ours.module, MODEL)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            twin.config.bos_token_id, twin.config.eos_token_id = ours.tokenizer.bos, ours.tokenizer.eos
+            twin.save_pretrained(folder / "llama")
+            words = {str(i): i for i in range(twin.config.vocab_size)}
+            PreTrainedTokenizerFast(
+                tokenizer_object=Words(WordLevel(words, unk_token="0")),
+                bos_token=str(ours.tokenizer.bos),
+                eos_token=str(ours.tokenizer.eos),
+                unk_token="0",
+            ).save_pretrained(folder / "llama")
+            converter = ctranslate2.converters.TransformersConverter(str(folder / "llama"))
+            converter.convert(str(folder / "converted"), quantization=compute_type)
+            self.generator = ctranslate2.Generator(
+                str(folder / "converted"), compute_type=compute_type, intra_threads=torch.get_num_threads()
+            )
+
+    def run(self, load: Load, seed: int) -> int:
+        """Makes the tokens of a load of one sample."""
+        [prompt], [count] = load.prompts, load.new_tokens
+        [result] = self.generator.generate_batch(
+            [[str(i) for i in prompt]],
+            min_length=count,
+            max_length=count,
+            sampling_topk=TOP_K,
+            sampling_topp=TOP_P,
+            include_prompt_in_result=False,
+        )
+        return len(result.sequences_ids[0])
+
+
+def bandwidth() -> float:
+    """Bytes a second at which all threads together read memory."""
+    numbers = torch.ones(512 << 20, dtype=torch.int8).view(torch.int64)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - started)
+    return numbers.numel() * 8 / min(seconds)
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Prints the table; returns the ratios."""
+    ours = Ours()
+    programs: dict[str, Any] = {"ours, bf16": ours}
+    if "hugging-face" in config.peers:
+        programs["Hugging Face, bf16"] = HuggingFace(ours)
+    if "ctranslate2" in config.peers:
+        try:
+            for compute_type in ("int8", "float32"):
+                programs[f"CTranslate2, {compute_type}"] = CTranslate2(ours, compute_type)
+        except ImportError:
+            print("CTranslate2 is not installed: source requirements/install.sh bench")
+    ratios: dict[str, Any] = {}
+    chosen = {name: load for name, load in loads(ours.tokenizer.bos).items() if name in config.loads}
+    for name, load in chosen.items():
+        running = {
+            title: program
+            for title, program in programs.items()
+            if name == "one" or not isinstance(program, CTranslate2)
+        }
+        seconds = timed(load, {title: program.run for title, program in running.items()}, config.rounds)
+        print(f"\n{load.title}")
+        for title, taken in seconds.items():
+            speedup = statistics.median(t / o for t, o in zip(taken, seconds["ours, bf16"], strict=True))
+            best = min(taken)
+            print(f"  {title:24} {load.tokens / best:8.0f} tokens/s {best:8.2f} s  ours is {speedup:.2f}x")
+            if title != "ours, bf16":
+                ratios[f"{name}: {title}"] = round(speedup, 2)
+        if name == "one":
+            share = ours.weight_bytes * load.tokens / min(seconds["ours, bf16"]) / bandwidth()
+            print(
+                f"  ours reads its weights at {share:.2f} of what memory gives ({bandwidth() / 1e9:.1f} GB/s)"
+            )
+            ratios["one: share of bandwidth"] = round(share, 2)
+    return ratios
+
+
+def timed(load: Load, programs: dict[str, Callable[[Load, int], int]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each program in each round; one round before is not counted."""
+    seconds: dict[str, list[float]] = {title: [] for title in programs}
+    with tqdm(total=(rounds + 1) * len(programs), desc=load.title, leave=False) as bar:
+        for number in range(rounds + 1):
+            for title, run in programs.items():
+                started = time.perf_counter()
+                made = run(load, number)
+                taken = time.perf_counter() - started
+                assert made == load.tokens, f"{title} made {made} tokens, not {load.tokens}"
+                if number:
+                    seconds[title].append(taken)
+                bar.update()
+    return seconds
+
+
+def main() -> None:
+    print(json.dumps(measure(tyro.cli(Config, description=__doc__))))
+
+
+if __name__ == "__main__":
+    run_tool(main)
