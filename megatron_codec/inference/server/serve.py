@@ -23,6 +23,9 @@ from megatron_codec.inference.server.service import Service
 from megatron_codec.inference.server.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
+# The engine's thread gives the interpreter's lock back at each of its many short calls, and waits this long
+# for it where the server's thread has work; 5 ms, the default, is a step of a small model.
+SWITCH_SECONDS = 0.0005
 WATCH_SECONDS = 0.2  # between looks at the engine
 LAST_ANSWERS_SECONDS = 5.0  # for sending what is done by then
 
@@ -46,9 +49,7 @@ def serve(config: ServerConfig) -> int:
         engine.follow()
         return 0
     loop = EngineLoop(engine, config.max_requests)
-    # The engine's thread gives the interpreter's lock back at each of its many short calls, and waits this
-    # long for it where the server's thread has work; 5 ms, the default, is a step of a small model.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(SWITCH_SECONDS)
     # Every broken upload would be a line in the log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     return asyncio.run(_with_signals(loop, config, listener))
