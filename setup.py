@@ -2,6 +2,7 @@
 
 pip install .                 # codecs, tokenizer and preprocessing: no torch
 pip install '.[train]'        # training and generation, on a CPU or on GPUs
+pip install '.[train,serve]'  # and the generation server
 pip install '.[train,gpu]'    # with Transformer Engine (needs CUDA); apex and DALI are used where present
 """
 
@@ -27,12 +28,13 @@ extension = Pybind11Extension(
 
 extras = {
     "train": ["torch>=2.6", "megatron-core>=0.16.1,<0.17", "psutil", "tensorboard", "matplotlib"],
-    "serve": ["fastapi", "uvicorn"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.8", "python-multipart>=0.0.9"]
+    + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
     "eval": ["clean-fid>=0.1.35", "scipy<1.18"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright"]
-    + ["tokenizers", "transformers", "sentencepiece"],
+    + ["tokenizers", "transformers", "sentencepiece", "httpx", "openai", "schemathesis"],
 }
 
 setup(
@@ -44,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_codec", "megatron_codec.*"]),
-    package_data={"megatron_codec": ["py.typed", "*.pyi"]},
+    package_data={"megatron_codec": ["py.typed", "*.pyi", "inference/server/*.html"]},
     ext_modules=[extension],
     cmdclass={"build_ext": build_ext},
     install_requires=["numpy>=1.26", "pillow>=10.2", "tyro>=1.0", "tqdm>=4.66"],

@@ -146,6 +146,13 @@ class JpegCodec:
         last = next(islice(markers, patches - 1, None), None)
         return stream[: last.end()] if last else stream
 
+    def whole_patches(self, stream: bytes) -> tuple[int, bytes]:
+        """How many patches of an unfinished stream are complete, and the prefix that ends with the last of
+        them: `to_file` of it shows these patches as they will be in the finished picture, and grey below."""
+        start = len(self.preamble)
+        ends = [match.end() for match in _RESTART_MARKER.finditer(stream, start)]
+        return len(ends), stream[: ends[-1] if ends else start]
+
     def check(self, stream: bytes) -> Report:
         """Whether head, restart markers (order and number) and EOI are those of a complete picture.
 
