@@ -177,11 +177,16 @@ class Page:
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """Presses the mouse in the middle of an element."""
-        script = f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
-            element.scrollIntoView({{block: "center", behavior: "instant"}});
-            const box = element.getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
+        """Presses the mouse in the middle of an element, once it stands still."""
+        script = f"""(async () => {{
+            const element = document.querySelector({json.dumps(selector)});
+            for (let before = NaN; ; await new Promise(requestAnimationFrame)) {{
+                element.scrollIntoView({{block: "center", behavior: "instant"}});
+                const {{x, y, width, height}} = element.getBoundingClientRect();
+                if (y === before) return [x + width / 2, y + height / 2];
+                before = y;
+            }}
+        }})()"""
         x, y = self.evaluate(script)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.mouse(kind, x, y)

@@ -237,7 +237,7 @@ def test_tiles_grow(slow_server, visit):
 def test_stop_and_leaving_free_the_server(slow_server, visit):
     page = visit(slow_server)
     make(page, n=4)
-    page.wait("document.querySelector('progress').value > 0")
+    page.wait("document.querySelector('.with').textContent.startsWith('Seed')")  # the server has begun
     assert slow_server.loop.open_requests == 1
     page.click("#stop")
     page.wait(DONE)
