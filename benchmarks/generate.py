@@ -12,6 +12,7 @@ int8 and fp32 are compared with our bf16, at one sample.
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from megatron_codec.errors import run_tool
 from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.model import build_model, initialize_weights, transformer_config
 from megatron_codec.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.llama import hugging_face_twin
 
 MODEL = ModelConfig(

@@ -1,0 +1,406 @@
+"""The page, in a real browser and before real servers: what a user does, and what comes of it."""
+
+import base64
+import time
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from megatron_codec.inference import Engine
+from megatron_codec.inference.loop import EngineLoop
+from tests.data_sources import real_photos
+from tests.server.browser import BINARY, Browser
+from tests.server.scripted import ScriptedLoop
+from tests.server.serving import serving
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium: apt-get install chromium")
+PHOTO = next(path for path in real_photos() if path.name == "astronaut.png")
+DONE = "!running && document.querySelector('.run')"
+NOW = "Number(document.querySelector('#line').getAttribute('aria-valuenow'))"
+STATES = "[...document.querySelectorAll('.run:first-child figure')].map((tile) => tile.dataset.state)"
+SOURCES = "[...document.querySelectorAll('.run:first-child figure img')].map((image) => image.src)"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def real_server(trained):
+    """One before the engine with a small trained model."""
+    with serving(EngineLoop(Engine.load(trained.folder)), load=trained.folder) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page of a server, with the model's name on it; closes it after the test."""
+    pages = []
+
+    def opened(server, ready=True, **look):
+        page = browser.open(f"{server.url}/", **look)
+        pages.append(page)
+        if ready:
+            page.wait("document.querySelector('#state').textContent == 'ready'")
+        return page
+
+    yield opened
+    for page in pages:
+        if page.session in browser.pages:
+            page.close()
+
+
+def text(page, selector):
+    return page.evaluate(f"document.querySelector({selector!r}).textContent")
+
+
+def give(page, file=PHOTO):
+    page.choose("#file", file)
+    page.wait("picture && document.activeElement.id == 'line'")
+
+
+def make(page, **settings):
+    for name, value in settings.items():
+        page.type(f"[name={name}]", str(value))
+    page.click("#generate")
+
+
+def downloads(browser, count, seconds=20):
+    """The contents of the files that have been downloaded, by name; none is left."""
+    limit = time.monotonic() + seconds
+    while True:
+        files = sorted(browser.downloads.iterdir())
+        if len(files) == count and all(file.suffix == ".jpg" and file.stat().st_size for file in files):
+            break
+        assert time.monotonic() < limit, files
+        time.sleep(0.05)
+    found = {file.name: file.read_bytes() for file in files}
+    for file in files:
+        file.unlink()
+    return found
+
+
+def until(condition, seconds=10):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_it_is_complete_by_itself(server, visit):
+    page = visit(server)
+    assert page.complaints() == []
+    assert page.requested() and all(url.startswith(f"{server.url}/") for url in page.requested())
+    assert text(page, "#model") == "checkpoint \u00b7 JPEG 32 \u00d7 32 \u00b7 quality 25 \u00b7 context 400"
+    assert text(page, "#generate") == "Generate from nothing"
+    # the page itself forbids what is not the server's
+    page.evaluate("fetch('http://127.0.0.1:1/').catch(() => null)")
+    assert any("Content Security Policy" in complaint for complaint in page.complaints())
+
+
+def test_pictures_from_nothing_are_those_of_the_api(real_server, visit, browser):
+    page = visit(real_server)
+    make(page, n=3, seed=5, temperature=0.9, top_k=100)
+    page.wait(DONE)
+    body = {"n": 3, "seed": 5, "temperature": 0.9, "top_k": 100}
+    expected = real_server.client.post("/v1/images/generations", json=body).json()["data"]
+    verdicts = page.evaluate(
+        "[...document.querySelectorAll('.verdict')].map((verdict) => verdict.textContent)"
+    )
+    facts = page.evaluate("[...document.querySelectorAll('.facts')].map((facts) => facts.textContent)")
+    for item, verdict, fact in zip(expected, verdicts, facts, strict=True):
+        assert verdict == ("Valid file" if item["valid"] else f"Not valid: {item['reason']}")
+        assert fact.startswith(f"{item['new_tokens']} tokens")
+    files = [base64.b64decode(item["b64_json"]) for item in expected]
+    name = real_server.client.get("/v1/models").json()["data"][0]["id"]
+    page.click(".all")
+    assert downloads(browser, 3) == {f"{name}-5-{i + 1}.jpg": file for i, file in enumerate(files)}
+    page.click("figure:nth-child(2) .download")
+    assert list(downloads(browser, 1).values()) == files[1:2]
+    assert "Seed 5" in text(page, ".with") and "top-k 100" in text(page, ".with")
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("key, patches", [("ArrowUp", 1), (None, 2), ("ArrowRight", 3)])
+def test_a_picture_is_completed_from_the_line_on(real_server, visit, browser, key, patches):
+    engine = real_server.loop.engine
+    page = visit(real_server)
+    give(page)
+    if key:
+        page.key(key)
+    assert page.evaluate(NOW) == patches
+    assert text(page, "#given").startswith(f"Given: {patches} of 4 patches")
+    make(page, n=2, seed=6)
+    page.wait(DONE)
+    assert len(page.evaluate(STATES)) == 2
+    page.click(".all")
+    files = list(downloads(browser, 2).values())
+    given = engine.codec.prompt(engine.codec.encode(Image.open(PHOTO)), patches / 4)
+    assert all(file.startswith(engine.codec.to_file(given)[:-2]) for file in files)
+    body = {
+        "n": 2,
+        "seed": 6,
+        "prompt_ratio": patches / 4,
+        "image": base64.b64encode(PHOTO.read_bytes()).decode(),
+    }
+    expected = real_server.client.post("/v1/images/edits", json=body).json()["data"]
+    assert files == [base64.b64decode(item["b64_json"]) for item in expected]
+    assert page.complaints() == []
+
+
+def test_the_line_is_moved_by_keys_mouse_and_finger(server, visit):
+    page = visit(server, phone=True)
+    give(page)
+    for key, patches in [
+        ("Home", 1),
+        ("ArrowDown", 3),
+        ("ArrowLeft", 2),
+        ("End", 3),
+        ("ArrowUp", 1),
+        ("a", 1),
+    ]:
+        page.key(key)
+        assert page.evaluate(NOW) == patches
+    words = "document.querySelector('#line').getAttribute('aria-valuetext')"
+    assert page.evaluate(words) == "1 of 4 patches, 25 percent"
+    x, y, side = page.evaluate(
+        "(({x, y, width}) => [x, y, width])(document.querySelector('#stage').getBoundingClientRect())"
+    )
+    for kind, share in [("mousePressed", 0.26), ("mouseMoved", 0.5), ("mouseReleased", 0.74)]:
+        page.send(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=x + side / 2,
+            y=y + share * side,
+            button="left",
+            buttons=1,
+            clickCount=1,
+        )
+    assert page.evaluate(NOW) == 2  # where it was when the button was let go, which moves nothing by itself
+
+    def touch(kind, *shares):
+        points = [{"x": x + side / 2, "y": y + share * side} for share in shares]
+        page.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+    touch("touchStart", 0.5)
+    for share in (0.55, 0.65, 0.76):
+        touch("touchMove", share)
+    touch("touchEnd")
+    assert page.evaluate(NOW) == 3
+    touch("touchStart", 0.2)  # beside the line a finger scrolls
+    touch("touchEnd")
+    assert page.evaluate(NOW) == 3
+
+
+def test_pictures_are_dropped_pasted_and_removed(server, visit):
+    page = visit(server)
+    page.evaluate("""(async () => {
+        const canvas = document.createElement("canvas");
+        const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+        const data = new DataTransfer();
+        data.items.add(new File([blob], "a.png", {type: "image/png"}));
+        return data;
+    })().then((data) => window.data = data)""")
+    page.evaluate("document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true}))")
+    page.wait("picture")
+    assert text(page, "#generate") == "Complete the picture"
+    page.click("#remove")
+    assert page.evaluate("picture") is None and text(page, "#generate") == "Generate from nothing"
+    page.evaluate("document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))")
+    page.wait("picture")
+
+
+def test_tiles_grow(slow_server, visit):
+    page = visit(slow_server)
+    page.evaluate("""seen = []; new MutationObserver(() => seen.push([
+        document.querySelector("progress").value,
+        document.querySelector("figure img")?.style.clipPath ?? "",
+    ])).observe(document.querySelector("#results"), {subtree: true, childList: true})""")
+    make(page, n=2, seed=1)
+    page.wait("document.activeElement.id == 'stop' && document.querySelector('progress').value > 0")
+    assert "of 2 done" in text(page, ".summary") and "tokens/s" in text(page, ".summary")
+    page.wait(DONE)
+    assert page.evaluate(STATES) == ["valid", "valid"]
+    seen = page.evaluate("seen")
+    values = [value for value, _ in seen]
+    assert values == sorted(values) and {0.25, 0.5, 0.75, 1} <= set(values)
+    assert len({shape for _, shape in seen if shape}) == 3
+    page.wait("document.querySelector('figure img').style.clipPath == ''")
+    assert page.evaluate("document.querySelector('figure img').naturalWidth") == 32
+    assert "2 of 2 valid" in text(page, ".summary")
+    assert "2 of 2 valid" in text(page, "#live")
+
+
+def test_stop_and_leaving_free_the_server(slow_server, visit):
+    page = visit(slow_server)
+    make(page, n=4)
+    page.wait("document.querySelector('.with').textContent.startsWith('Seed')")  # the server has begun
+    assert slow_server.loop.open_requests == 1
+    page.click("#stop")
+    page.wait(DONE)
+    until(lambda: slow_server.loop.open_requests == 0, 2)
+    assert set(page.evaluate(STATES)) == {"stopped"}
+    assert page.evaluate("document.activeElement.id") == "generate"
+    make(page, n=4)
+    page.wait("running && document.querySelector('progress').value > 0")
+    assert slow_server.loop.open_requests == 1
+    page.close()
+    until(lambda: slow_server.loop.open_requests == 0, 5)
+
+
+def test_repeat_again_and_keep(server, visit):
+    page = visit(server)
+    make(page, n=2)
+    page.wait(DONE)
+    page.wait(f"{SOURCES}.length == 2")
+    first, seed = (
+        page.evaluate(SOURCES),
+        page.evaluate("document.querySelector('.with').textContent.split(' ')[1]"),
+    )
+    page.click(".run .repeat")
+    page.wait(f"document.querySelectorAll('.run').length == 2 && {DONE} && {SOURCES}.length == 2")
+    assert page.evaluate(SOURCES) == first
+    page.click(".run .again")
+    page.wait(f"document.querySelectorAll('.run').length == 3 && {DONE} && {SOURCES}.length == 2")
+    assert f"Seed {seed} " not in text(page, ".with")
+    page.click(".run:last-of-type .keep")
+    assert page.evaluate("document.querySelector('[name=seed]').value") == seed
+
+
+def test_the_key_is_asked_for(browser, visit):
+    with serving(ScriptedLoop(), api_key="a secret") as server:
+        page = visit(server, ready=False)
+        page.wait("document.querySelector('#ask').open")
+        page.key("Escape")
+        page.wait("document.querySelector('#state').textContent == 'needs a key'")
+        make(page)
+        for key, words in [("wrong", "It is kept"), ("a secret", "was not accepted")]:
+            page.wait(f"$('ask').open && $('ask-why').textContent.includes({words!r})")
+            page.type("#key", key)
+            page.key("Enter")
+        page.wait(DONE)
+        assert set(page.evaluate(STATES)) == {"valid"}
+        page.wait("document.querySelector('#state').textContent == 'ready'")
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        page.go(f"{server.url}/")  # the tab remembers it
+        page.wait("document.querySelector('#state').textContent == 'ready'")
+        assert not page.evaluate("document.querySelector('#ask').open")
+
+
+def test_what_the_server_refuses_is_said(server, visit, tmp_path):
+    page = visit(server)
+    make(page, top_p=0)
+    page.wait("!document.querySelector('#problem').hidden")
+    assert "must lie above 0" in text(page, "#what")
+    assert page.evaluate("[document.activeElement.name, document.activeElement.ariaInvalid]") == [
+        "top_p",
+        "true",
+    ]
+    make(page, top_p=1, n=17)  # the browser's own words, before anything is sent
+    page.wait("document.querySelector('#what').textContent.startsWith('Pictures: ')")
+    text_file = tmp_path / "words.png"
+    text_file.write_text("no picture")
+    page.choose("#file", text_file)
+    page.wait("document.querySelector('#what').textContent == 'words.png cannot be read as a picture.'")
+    make(page, n=1)
+    page.wait(DONE)
+    assert page.evaluate("document.querySelector('#problem').hidden")
+
+
+def test_a_server_that_fails_or_goes_is_noticed(visit):
+    with serving(ScriptedLoop(token_seconds=0.01)) as server:
+        page = visit(server)
+        make(page, n=2)
+        page.wait("document.querySelector('progress').value > 0")
+        server.loop.fail(RuntimeError("out of memory"))
+        page.wait("!document.querySelector('#problem').hidden")
+        assert "engine has failed" in text(page, "#what") and "started again" in text(page, "#todo")
+        assert page.evaluate(STATES) == ["failed", "failed"]
+    make(page)
+    page.wait("document.querySelector('#what').textContent == 'The server does not answer.'")
+    assert text(page, "#state") == "server does not answer"
+    assert page.evaluate("document.querySelectorAll('.run').length") == 1
+
+
+SMALL = """[...document.querySelectorAll("button, input:not(.unseen), .button, [role=slider]")]
+    .map((element) => [element.outerHTML.slice(0, 60), element.getBoundingClientRect()])
+    .filter(([_, {width, height}]) => width && (height < 43.5 || width < 43.5))
+    .map(([html]) => html)"""
+# WCAG's contrast of what is written with what is behind it
+FAINT = """(() => {
+    const luminance = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+        .map((c) => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+    const behind = (element) => {
+        for (; element; element = element.parentElement) {
+            const colour = getComputedStyle(element).backgroundColor;
+            if (colour !== "rgba(0, 0, 0, 0)") return colour;
+        }
+    };
+    const faint = (element) => {
+        const [a, b] = [getComputedStyle(element).color, behind(element)].map(luminance);
+        return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5;
+    };
+    return [...document.querySelectorAll("h1, h2, p, label, small, button:enabled, .button")]
+        .filter((element) => element.textContent.trim() && element.getClientRects().length)
+        .filter(faint).map((element) => element.outerHTML.slice(0, 80));
+})()"""
+
+
+@contextmanager
+def checked(page, width, dark):
+    yield
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(SMALL) == [] and page.evaluate(FAINT) == []
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(background) < 100) == dark
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [320, 768, 1200])
+def test_it_fits_and_can_be_read(server, visit, width, dark):
+    page = visit(server, width=width, height=700, dark=dark, phone=width < 1000)
+    page.evaluate("document.head.append(Object.assign(document.createElement('style'),"
+                  "{textContent: '* {transition: none !important}'}))")  # fmt: skip
+    with checked(page, width, dark):
+        pass
+    with checked(page, width, dark):
+        give(page)
+    with checked(page, width, dark):
+        make(page, n=5, seed=2**40, min_p=0.1, top_k=50)
+        page.wait(DONE)
+    with checked(page, width, dark):
+        make(page, min_p=5)
+        page.wait("!document.querySelector('#problem').hidden")
+
+
+def test_everything_is_reached_by_keyboard(server, visit):
+    page = visit(server)
+    give(page)
+    make(page, n=1)
+    page.wait(DONE)
+    page.evaluate("$('line').focus()")
+    reached = []
+    for _ in range(13):
+        page.key("Tab")
+        script = "(({id, name, className}) => id || name || className)(document.activeElement)"
+        reached.append(page.evaluate(script))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", reached
+    fields = ["n", "seed", "temperature", "top_k", "top_p", "min_p"]
+    actions = ["keep", "repeat", "again", "all", "plain download"]
+    assert reached == ["remove", *fields, "generate", *actions]
+    page.evaluate("document.querySelector('[name=seed]').focus()")
+    page.key("Enter")
+    page.wait("document.querySelectorAll('.run').length == 2 && !running")
+
+
+def test_no_motion_where_none_is_wanted(server, visit):
+    page = visit(server)
+    motion = "getComputedStyle(document.querySelector('#generate')).transitionDuration"
+    assert page.evaluate(motion) != "0s"
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+    assert page.evaluate(motion) == "0s"
