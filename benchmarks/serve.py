@@ -3,10 +3,10 @@
     python benchmarks/serve.py
     python benchmarks/serve.py --rounds 5
 
-The load is benchmarks/generate.py's of 16 requests with prompts and lengths that differ. "engine" submits them to
-the same `EngineLoop` from this process; "whole" and "streamed" send them over HTTP from another process on the
-same machine, whose work counts against the server. Rounds are interleaved; a ratio is the median over rounds
-of (the engine's seconds / the server's).
+The load is benchmarks/generate.py's of 16 requests with prompts and lengths that differ. "engine" submits
+them to the same `EngineLoop` from this process; "whole" and "streamed" send them over HTTP from another
+process on the same machine, whose work counts against the server. Rounds are interleaved; a ratio is the
+median over rounds of (the engine's seconds / the server's).
 """
 
 import asyncio
