@@ -88,15 +88,21 @@ AMX_INLINE void value_product(const bf16* values, const bf16* weights, long coun
   __asm__ volatile("" ::: "memory");
 }
 
+// So many numbers into the second cache, to be there when they are needed: blocks lie anywhere, and each is
+// too short for the processor to see where it goes on.
+AMX_INLINE void prefetch(const bf16* from, long count) {
+  for (long i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
+}
+
 AMX_INLINE __m128i load_eight(const bf16* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
 
 // 32 rows of values, of which those from `valid` on count as zeros, as left factors with the keys along their
 // columns: tiles [d / 16]. Eight registers hold 8 numbers of all 32 rows, and are transposed within their
-// lanes.
+// lanes. Brings 32 rows at `ahead` nearer, unless it is null.
 template <int D>
-AMX_TARGET inline void pack_values(const bf16* rows, long valid, bf16* tiles) {
+AMX_TARGET inline void pack_values(const bf16* rows, long valid, const bf16* ahead, bf16* tiles) {
   alignas(64) bf16 padded[32 * D];
   if (valid < 32) {
     for (long i = 0; i < 32 * D; i += 32)
@@ -104,6 +110,7 @@ AMX_TARGET inline void pack_values(const bf16* rows, long valid, bf16* tiles) {
     rows = padded;
   }
   for (int c = 0; c < D; c += 8) {
+    if (ahead != nullptr) prefetch(ahead + c * 32, 8 * 32);
     __m512i r[8], t[8];
     for (int i = 0; i < 8; ++i) {
       const bf16* at = rows + i * D + c;
@@ -142,58 +149,99 @@ struct Partial {
   alignas(64) float most[32], total[32];
 };
 
-// Queries against `count` blocks of 32 keys. keys: where each block is; values: packed. A column sees the
-// first limits[column] of these keys; all of them see the first `full` blocks.
+// 2 to the power of x, to 3e-6 relative, and 1 for 0: a polynomial in the part behind the point, which the
+// instruction of scaling cuts off by itself.
+AMX_INLINE __m512 weight_of(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 sum = _mm512_set1_ps(1.3426684e-2f);
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(5.2242474e-2f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(2.4128020e-1f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(6.9304484e-1f));
+  sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(sum, x);
+}
+
+// The largest of `keys` scores, of which the first `clear` all count; a multiple of 4, like `clear`.
+template <int N>
+AMX_INLINE __m512 largest(const float* scores, long keys, long clear, long place, __m512i limits) {
+  __m512 high[4];  // one would wait for itself
+  for (auto& each : high) each = _mm512_set1_ps(kNone);
+  for (long k = 0; k < clear; k += 4)
+    for (int i = 0; i < 4; ++i) high[i] = _mm512_max_ps(high[i], _mm512_load_ps(scores + (k + i) * N * 16));
+  for (long k = clear; k < keys; ++k)
+    high[0] =
+        _mm512_mask_max_ps(high[0], before(place + k, limits), high[0], _mm512_load_ps(scores + k * N * 16));
+  return _mm512_max_ps(_mm512_max_ps(high[0], high[1]), _mm512_max_ps(high[2], high[3]));
+}
+
+// Weights of 32 keys, as tiles [N]; their sums are added to `sum`. Brings 32 keys at `ahead` nearer.
+template <int D, int N, bool kMasked>
+AMX_INLINE void weigh_block(const float* scores, __m512 factor, const __m512* most, long place,
+                            const __m512i* limits, const bf16* ahead, __m512* sum, bf16* weights) {
+  for (long k = 0; k < 32; k += 2) {
+    for (int t = 0; t < N; ++t) {
+      __m512 p[2];
+      for (int odd = 0; odd < 2; ++odd) {
+        const __m512 score = _mm512_load_ps(scores + ((k + odd) * N + t) * 16);
+        p[odd] = weight_of(_mm512_fmsub_ps(score, factor, most[t]));
+        if constexpr (kMasked) p[odd] = _mm512_maskz_mov_ps(before(place + k + odd, limits[t]), p[odd]);
+      }
+      sum[t] = _mm512_add_ps(sum[t], _mm512_add_ps(p[0], p[1]));
+      _mm512_store_si512(weights + t * kTile + k * 16, interleave_halves(amx::round(p[0], p[1])));
+    }
+    if (ahead != nullptr) prefetch(ahead + k * D, 2 * D);
+  }
+}
+
+// Queries against blocks first to first + count - 1 of a split, going on from what `to` has if first is not
+// 0. keys: where `known` blocks are, from the split's first on; behind each that is computed, the one `ahead`
+// is brought nearer. values: those of the `count` blocks, packed. A column sees the first limits[column] keys
+// of the split; all columns see the first `full` blocks.
 template <int D, int N>
-AMX_TARGET inline void attend(const bf16* query, const bf16* const* keys, const bf16* values, long count,
-                              long full, const std::int32_t* limits, float scale, Partial<D>& to) {
+AMX_TARGET inline void attend(const bf16* query, const bf16* const* keys, const bf16* values, long first,
+                              long count, long ahead, long known, long full, const std::int32_t* limits,
+                              float scale, Partial<D>& to) {
   alignas(64) float scores[kChunk * 32 * N * 16];
   alignas(64) bf16 weights[kChunk * N * kTile];
   const __m512 factor = _mm512_set1_ps(scale);
   __m512 most[N], sum[N];
   __m512i limit[N];
   for (int t = 0; t < N; ++t) {
-    most[t] = _mm512_set1_ps(kNone), sum[t] = _mm512_setzero_ps();
+    most[t] = first > 0 ? _mm512_load_ps(to.most + t * 16) : _mm512_set1_ps(kNone);
+    sum[t] = first > 0 ? _mm512_load_ps(to.total + t * 16) : _mm512_setzero_ps();
     limit[t] = _mm512_loadu_si512(limits + t * 16);
   }
-  for (long first = 0; first < count; first += kChunk) {
-    const long blocks = count - first < kChunk ? count - first : kChunk;
+  for (const long end = first + count; first < end; first += kChunk) {
+    const long blocks = end - first < kChunk ? end - first : kChunk;
     for (long k = 0; k < blocks; ++k) score_product<D, N>(keys[first + k], query, scores + k * 32 * N * 16);
-    const long place = first * 32;
-    const long clear = full - first < 0 ? 0 : (full - first < blocks ? full - first : blocks) * 32;
+    const long clear = full - first < 0 ? 0 : full - first < blocks ? full - first : blocks;
     bool moved = false;
     __m512 correction[N];
     for (int t = 0; t < N; ++t) {
-      __m512 high = _mm512_set1_ps(kNone);
-      for (long k = 0; k < clear; ++k) high = _mm512_max_ps(high, _mm512_load_ps(scores + (k * N + t) * 16));
-      for (long k = clear; k < blocks * 32; ++k)
-        high = _mm512_mask_max_ps(high, before(place + k, limit[t]), high,
-                                  _mm512_load_ps(scores + (k * N + t) * 16));
+      __m512 high = largest<N>(scores + t * 16, blocks * 32, clear * 32, first * 32, limit[t]);
       high = _mm512_max_ps(_mm512_mul_ps(high, factor), most[t]);
-      correction[t] = amx::exp2(_mm512_sub_ps(most[t], high));
+      correction[t] = weight_of(_mm512_sub_ps(most[t], high));
       moved |= _mm512_cmp_ps_mask(most[t], high, _CMP_NEQ_OQ) != 0;
       most[t] = high;
       sum[t] = _mm512_mul_ps(sum[t], correction[t]);
     }
-    for (long k = 0; k < blocks * 32; k += 2)
-      for (int t = 0; t < N; ++t) {
-        __m512 p[2];
-        for (int odd = 0; odd < 2; ++odd) {
-          const __m512 score = _mm512_load_ps(scores + ((k + odd) * N + t) * 16);
-          p[odd] = amx::exp2(_mm512_fmsub_ps(score, factor, most[t]));
-          if (k >= clear) p[odd] = _mm512_maskz_mov_ps(before(place + k + odd, limit[t]), p[odd]);
-          sum[t] = _mm512_add_ps(sum[t], p[odd]);
-        }
-        _mm512_store_si512(weights + ((k / 32) * N + t) * kTile + (k % 32) * 16,
-                           interleave_halves(amx::round(p[0], p[1])));
-      }
+    for (long k = 0; k < blocks; ++k) {
+      const bf16* fetched = first + k + ahead < known ? keys[first + k + ahead] : nullptr;
+      const float* from = scores + k * 32 * N * 16;
+      bf16* weight = weights + k * N * kTile;
+      if (k < clear)
+        weigh_block<D, N, false>(from, factor, most, 0, limit, fetched, sum, weight);
+      else
+        weigh_block<D, N, true>(from, factor, most, (first + k) * 32, limit, fetched, sum, weight);
+    }
     if (first > 0 && moved)
       for (long i = 0; i < D; ++i)
         for (int t = 0; t < N; ++t) {
           float* at = to.sums + (i * N + t) * 16;
           _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), correction[t]));
         }
-    value_product<D, N>(values + first * 32 * D, weights, blocks, first > 0, to.sums);
+    value_product<D, N>(values, weights, blocks, first > 0, to.sums);
+    values += kChunk * 32 * D;
   }
   for (int t = 0; t < N; ++t) {
     _mm512_store_ps(to.most + t * 16, most[t]);

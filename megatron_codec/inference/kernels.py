@@ -59,7 +59,10 @@ class PieceArrays:
 
 
 def fits(x: Tensor, width: int, block: int = 32) -> bool:
-    """Whether the kernels take tensors like `x`, heads of that width, and blocks of so many tokens."""
+    """Whether the kernels take tensors like `x`, heads of that width, and blocks of so many tokens.
+
+    To be asked before the first call of the others: it also asks the system for the use of AMX.
+    """
     return (
         x.dtype == torch.bfloat16
         and x.device.type == "cpu"
@@ -97,20 +100,20 @@ def rotate_and_store(
     if query is None:
         query = qkv.new_empty(t, n, d)
     blocks, groups, block, width = keys.shape
-    _check(
-        _bf16(qkv, keys, values, query)
+    good = (
+        _at_hand(qkv, keys, values, query, cos, sin, positions, slots)
+        and qkv.dtype == keys.dtype == values.dtype == query.dtype == torch.bfloat16
+        and cos.dtype == sin.dtype == torch.float32
+        and positions.dtype == slots.dtype == torch.int64
         and (groups, width) == (g, d)
         and values.shape == keys.shape
         and query.shape == (t, n, d)
-        and cos.dtype == sin.dtype == torch.float32
         and cos.shape == sin.shape
-        and cos.shape[-1] * 2 == d
-        and positions.dtype == slots.dtype == torch.int64
-        and positions.shape == slots.shape == (t,)
-        and _at_hand(cos, sin, positions, slots),
-        "rotate_and_store",
-        qkv=qkv, cos=cos, sin=sin, positions=positions, slots=slots, keys=keys, values=values, query=query,
-    )  # fmt: skip
+        and cos.shape[1] * 2 == d
+        and len(positions) == len(slots) == t
+    )
+    if not good:
+        raise _mistake(qkv, cos, sin, positions, slots, keys, values, query)
     _csrc.rotate_and_store(
         team(),
         _csrc.PagedShape(n, g, block, d, 1.0),
@@ -149,18 +152,18 @@ def paged_attention(
     if output is None:
         output = torch.empty_like(query)
     blocks, g, block, width = keys.shape
-    _check(
-        _bf16(query, keys, values, output)
+    good = (
+        _at_hand(query, keys, values, output, positions)
+        and query.dtype == keys.dtype == values.dtype == output.dtype == torch.bfloat16
+        and positions.dtype == torch.int64
         and width == d
         and n % g == 0
         and values.shape == keys.shape
         and output.shape == query.shape
-        and positions.dtype == torch.int64
-        and positions.shape == (t,)
-        and _at_hand(positions),
-        "paged_attention",
-        query=query, positions=positions, keys=keys, values=values, output=output,
-    )  # fmt: skip
+        and len(positions) == t
+    )
+    if not good:
+        raise _mistake(query, positions, keys, values, output)
     _csrc.paged_attention(
         team(),
         _csrc.PagedShape(n, g, block, d, scale),
@@ -172,15 +175,13 @@ def paged_attention(
     return output
 
 
-def _bf16(*tensors: Tensor) -> bool:
-    return all(x.dtype == torch.bfloat16 for x in tensors) and _at_hand(*tensors)
-
-
 def _at_hand(*tensors: Tensor) -> bool:
-    return all(x.is_contiguous() and x.is_cpu for x in tensors)
+    for x in tensors:  # noqa: SIM110  all() takes twice the time
+        if not (x.is_contiguous() and x.is_cpu):
+            return False
+    return True
 
 
-def _check(good: bool, name: str, **tensors: Tensor) -> None:
-    if not good:
-        got = ", ".join(f"{key} {x.dtype} {list(x.shape)}" for key, x in tensors.items())
-        raise ValueError(f"{name}: tensors that do not go together, or are not contiguous on the CPU: {got}")
+def _mistake(*tensors: Tensor) -> ValueError:
+    got = ", ".join(f"{x.dtype} {list(x.shape)}" for x in tensors)
+    return ValueError(f"tensors that do not go together, or are not contiguous on the CPU: {got}")
