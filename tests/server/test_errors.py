@@ -100,6 +100,8 @@ P = {"prompt": [1]}
         (P | {"logprobs": -1}, "logprobs"),
         (P | {"logprobs": True}, "logprobs"),
         (P | {"stop": ["a"]}, "stop"),
+        (P | {"stop": "\u2800" * 129}, "stop"),
+        (P | {"stop": ["\u2800"] * 17}, "stop"),
         (P | {"stop_token_ids": [99999]}, "stop_token_ids"),
         (P | {"stream_options": {"include_usage": True}}, "stream_options"),
         (P | {"stream": True, "stream_options": 5}, "stream_options"),

@@ -89,9 +89,9 @@ class Sample:
             self.finish_reason = "stop"
             return
         self.released = len(self.data)
-        for kept in range(longest - 1, 0, -1):
+        for kept in range(min(longest - 1, len(self.data)), 0, -1):
             tail = bytes(self.data[-kept:])
-            if len(tail) == kept and any(string.startswith(tail) for string in self.stops.strings):
+            if any(string.startswith(tail) for string in self.stops.strings):
                 self.released -= kept
                 break
 

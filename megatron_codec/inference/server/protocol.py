@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from megatron_codec.errors import UserError
 
 MAX_LOGPROBS = 20
+MAX_STOPS, MAX_STOP_LENGTH = 16, 128  # they are looked for after every token
 GREEDY = 1e-5  # temperatures below are 0, as in vLLM: dividing by them leaves no finite number
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
@@ -134,6 +135,10 @@ class CompletionBody(Continuing):
 
     @model_validator(mode="after")
     def _together(self) -> "CompletionBody":
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        if len(stops) > MAX_STOPS or any(len(string) > MAX_STOP_LENGTH for string in stops):
+            rule = f"must be at most {MAX_STOPS} strings of at most {MAX_STOP_LENGTH} characters"
+            raise UserError("stop", rule, "use stop_token_ids")
         if self.best_of is not None and self.best_of != self.n:
             raise UserError(f"best_of {self.best_of}", f"must be n, which is {self.n}", "leave it out")
         if self.stream_options is not None and not self.stream:
