@@ -8,7 +8,7 @@ With TP or PP one process leads: it schedules and samples, and tells the others 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -302,11 +302,12 @@ class Engine:
         self.scheduler.add(request, samples)
         self._totals.prompt_tokens += len(prompt)
 
-    def cancel(self, request: Request) -> None:
-        """Ends what is left of a request; its samples have the tokens that they have."""
+    def cancel(self, request: Request, samples: Collection[int] | None = None) -> None:
+        """Ends what is left of a request, or those of its samples; they have the tokens that they have."""
         if request.number in self.scheduler.open:
-            for sample in list(self.scheduler.open[request.number].going.values()):
-                self._end(sample, Event(sample.number, finish_reason="cancelled"))
+            for number, sample in list(self.scheduler.open[request.number].going.items()):
+                if samples is None or number in samples:
+                    self._end(sample, Event(number, finish_reason="cancelled"))
             self._deliver()
 
     def step(self) -> None:
@@ -386,6 +387,8 @@ class Engine:
                 rows.append(row - 1)
                 if part.sample.new_tokens == 0:
                     self.scheduler.hold_prompt(part.sample, logits[row - 1])
+                    if part.sample.number == 0:
+                        self._totals.cached_tokens += part.sample.request.cached_tokens
         if samples:
             self._sample(samples, logits if len(rows) == len(logits) else logits[rows])
 
@@ -446,8 +449,7 @@ class Engine:
         assert event.finish_reason is not None
         self._finished[event.finish_reason] = self._finished.get(event.finish_reason, 0) + 1
         self._events.setdefault(sample.request, []).append(event)
-        if self.scheduler.remove(sample):
-            sample.request.finished.set()
+        self.scheduler.remove(sample)
 
     def _deliver(self) -> None:
         events, self._events = self._events, {}
@@ -457,6 +459,8 @@ class Engine:
             except Exception:  # of one receiver, and no matter of the others
                 logger.exception("request %d: its events could not be delivered", request.number)
                 self.cancel(request)
+            if request.number not in self.scheduler.open:
+                request.finished.set()
 
 
 class _Collector:

@@ -9,7 +9,7 @@ loop.stop(grace=30)
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from megatron_codec.errors import UserError
@@ -45,7 +45,7 @@ class EngineLoop:
         self.failure: BaseException | None = None
         self._open: dict[int, Request] = {}
         self._added: list[Request] = []
-        self._cancelled: list[Request] = []
+        self._cancelled: list[tuple[Request, Collection[int] | None]] = []
         self._closing = False
         self._deadline = float("inf")
         self._news = threading.Condition()
@@ -77,11 +77,12 @@ class EngineLoop:
             self._news.notify()
         return request
 
-    def cancel(self, request: Request) -> None:
-        """Ends a request within one step; nothing happens if it has ended already."""
+    def cancel(self, request: Request, samples: Collection[int] | None = None) -> None:
+        """Ends a request, or some of its samples by number, within one step; nothing happens if they have
+        ended already."""
         with self._news:
             if request.number in self._open:
-                self._cancelled.append(request)
+                self._cancelled.append((request, samples))
                 self._news.notify()
 
     def statistics(self) -> Statistics:
@@ -120,11 +121,11 @@ class EngineLoop:
             added, self._added = self._added, []
             cancelled, self._cancelled = self._cancelled, []
             if self._closing and time.monotonic() > self._deadline:
-                cancelled = list(self._open.values())
+                cancelled = [(request, None) for request in self._open.values()]
         for request in added:
             self.engine.add(request)
-        for request in cancelled:
-            self.engine.cancel(request)
+        for request, samples in cancelled:
+            self.engine.cancel(request, samples)
         self.engine.step()
         with self._news:
             self._statistics = self.engine.statistics()

@@ -107,18 +107,22 @@ def choose(logprobs: Tensor, settings: RowSettings, random: Tensor) -> Tensor:
     if settings.all_greedy:
         return greedy
     # float64, so that the last place of a sum over the vocabulary does not decide.
-    ordered, ids = (logprobs.double() / settings.temperature).sort(dim=-1, descending=True, stable=True)
-    probabilities = torch.softmax(ordered, dim=-1)
+    probabilities = torch.softmax(logprobs.double() / settings.temperature, dim=-1)
     if settings.has_min_p:
-        probabilities[probabilities < settings.min_p * probabilities[:, :1]] = 0
-    if settings.has_top_k:
-        places = torch.arange(probabilities.shape[1], device=logprobs.device)
-        probabilities[(places >= settings.top_k) & (settings.top_k > 0)] = 0
+        least = settings.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities[probabilities < least] = 0
+    if settings.has_top_k or settings.has_top_p:
+        ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+        places = torch.arange(ordered.shape[1], device=logprobs.device)
+        ordered[(places >= settings.top_k) & (settings.top_k > 0)] = 0
+        reached = ordered.cumsum(dim=-1)
+        ordered[reached - ordered >= settings.top_p * reached[:, -1:]] = 0
+        probabilities = torch.zeros_like(ordered).scatter_(1, ids, ordered)
+    # In the order of the ids: of two tokens that are almost alike, rounding decides which comes first in the
+    # order of likelihood, and so would decide which of them a random number means.
     reached = probabilities.cumsum(dim=-1)
-    if settings.has_top_p:
-        probabilities[reached - probabilities >= settings.top_p * reached[:, -1:]] = 0
-        reached = probabilities.cumsum(dim=-1)
     place = torch.searchsorted(reached, random[:, None] * reached[:, -1:], right=True)
     # Rounding may point behind the last token that was kept.
-    place = place.minimum((probabilities > 0).sum(dim=-1, keepdim=True) - 1)
-    return torch.where(settings.greedy[:, 0], greedy, ids.gather(1, place)[:, 0])
+    numbers = torch.arange(probabilities.shape[1], device=logprobs.device)
+    place = place.minimum((numbers * (probabilities > 0)).amax(dim=-1, keepdim=True))
+    return torch.where(settings.greedy[:, 0], greedy, place[:, 0])

@@ -267,6 +267,8 @@ class Scheduler:
             return False
         sample.blocks, sample.computed = found, len(found) * BLOCK
         sample.keys = block_keys(sample.tokens[: sample.computed])
+        if sample.number == 0 and sample.new_tokens == 0:
+            sample.request.cached_tokens = sample.computed
         self._reserve(sample)
         return True
 

@@ -82,7 +82,7 @@ class ScriptedLoop:
     def __init__(self, token_seconds=0.0, max_requests=1024):
         self.engine, self.token_seconds, self.max_requests = ScriptedEngine(), token_seconds, max_requests
         self.failure = None
-        self.cancelled: list[Request] = []
+        self.cancelled: list[tuple[Request, list[int] | None]] = []
         self._open: dict[int, tuple[Request, list]] = {}
         self._news = threading.Condition()
         self._closing, self._deadline = False, float("inf")
@@ -111,10 +111,10 @@ class ScriptedLoop:
             self._news.notify()
         return request
 
-    def cancel(self, request):
+    def cancel(self, request, samples=None):
         with self._news:
             if request.number in self._open:
-                self.cancelled.append(request)
+                self.cancelled.append((request, samples))
                 self._news.notify()
 
     def statistics(self):
@@ -149,9 +149,17 @@ class ScriptedLoop:
                     for request in left:
                         self._end(request, "cancelled")
                     return
-                for request in self.cancelled:
-                    if self._open.pop(request.number, None):
+                for request, numbers in self.cancelled:
+                    if request.number not in self._open:
+                        continue
+                    states = self._open[request.number][1]
+                    for number in range(len(states)) if numbers is None else numbers:
+                        states[number][2] = None
+                    if all(state[2] is None for state in states):
+                        del self._open[request.number]
                         self._end(request, "cancelled")
+                    else:
+                        request.deliver([Event(n, finish_reason="cancelled") for n in numbers or ()])
                 self.cancelled.clear()
                 going = list(self._open.values())
             for request, samples in going:

@@ -54,6 +54,14 @@ def complete(server, **body):
     return response.json()
 
 
+def test_a_prompt_that_returns_is_not_computed_again(server, alone, stream):
+    prompt = alone.prompt_ids(stream, 0.75)
+    first, again = (complete(server, prompt=prompt, max_tokens=3, seed=seed)["usage"] for seed in (1, 2))
+    whole = (len(prompt) - 1) // 32 * 32
+    assert whole and again["prompt_tokens_details"]["cached_tokens"] == whole
+    assert first["prompt_tokens_details"]["cached_tokens"] <= whole
+
+
 @pytest.mark.parametrize("ratio", [0, 0.5])
 def test_completions_are_those_of_the_engine(server, alone, stream, ratio):
     prompt = alone.prompt_ids(stream, ratio)

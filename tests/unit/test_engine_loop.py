@@ -67,11 +67,7 @@ def test_requests_of_many_threads_get_what_they_get_alone(engine, loop):
         thread.start()
     for thread in threads:
         thread.join(60)
-    deadline = time.monotonic() + 60
-    while loop.statistics().running or loop.statistics().waiting:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    statistics = loop.statistics()
+    statistics = at_rest(loop)
     assert statistics.cache_used == 0 and statistics.cache_total == 2048
     assert sum(statistics.finished.values()) == sum(1 + number % 3 for number in range(40))
     assert statistics.generated_tokens == sum(len(t) for r in receivers.values() for t in r.tokens)
@@ -82,6 +78,15 @@ def test_requests_of_many_threads_get_what_they_get_alone(engine, loop):
         alone = engine.generate([prompt_of(number)], settings[number])
         assert [c.token_ids for c in alone] == receiver.tokens, number
         assert [c.finish_reason for c in alone] == receiver.reasons
+
+
+def at_rest(loop):
+    """The statistics, when everything has ended."""
+    deadline = time.monotonic() + 60
+    while (found := loop.statistics()).running or found.waiting or found.cache_used:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
 
 
 def slowly(engine, monkeypatch, seconds: float = 0.01) -> None:
@@ -107,7 +112,19 @@ def test_a_cancelled_request_ends_at_once_and_the_others_go_on(engine, loop, mon
     assert other.finished.wait(20)
     assert kept.reasons == ["length"] and len(kept.tokens[0]) == 40
     loop.cancel(cancelled)  # again, and nothing happens
-    assert loop.statistics().finished == {"cancelled": 4, "length": 1}
+    assert at_rest(loop).finished == {"cancelled": 4, "length": 1}
+
+
+def test_one_of_a_request_s_samples_is_cancelled(engine, loop, monkeypatch):
+    slowly(engine, monkeypatch)
+    receiver = Receiver(4)
+    request = loop.submit([320, 1], Sampling(n=4, max_tokens=60), receiver)
+    assert receiver.began.wait(10)
+    loop.cancel(request, [1, 3])
+    assert request.finished.wait(20)
+    assert receiver.reasons == ["length", "cancelled", "length", "cancelled"]
+    assert [len(tokens) == 60 for tokens in receiver.tokens] == [True, False, True, False]
+    assert at_rest(loop).cache_used == 0
 
 
 def test_more_requests_than_may_be_open_are_refused(engine, monkeypatch):

@@ -214,14 +214,14 @@ class Generation:
             if sample.finish_reason is not None:
                 self._ended(sample, when)
                 if event.finish_reason is None:  # a stop string, of which the engine knows nothing
-                    self._release(prompt)
+                    self._release(sample)
 
     def stop(self, sample: Sample) -> None:
         """Ends one sample; what it has so far stays."""
         if sample.finish_reason is None:
             sample.finish_reason, sample.released = "cancelled", len(sample.data)
             self._ended(sample, time.perf_counter())
-            self._release(sample.prompt)
+            self._release(sample)
             self.notify()
 
     def cancel(self) -> None:
@@ -277,10 +277,9 @@ class Generation:
         first = self._first.get(sample, when)
         self._observer.sample_ended(sample.finish_reason or "", len(sample.token_ids), when - first)
 
-    def _release(self, prompt: int) -> None:
-        """Lets the engine stop with a prompt of which no sample is wanted any more."""
-        if all(sample.finish_reason is not None for sample in self.of_prompt(prompt)):
-            self._loop.cancel(self.requests[prompt])
+    def _release(self, sample: Sample) -> None:
+        """Lets the engine stop with a sample that is not wanted any more."""
+        self._loop.cancel(self.requests[sample.prompt], [sample.index % self.sampling.n])
 
     def _failed(self, prompt: int) -> None:
         cause = self.requests[prompt].error
