@@ -84,9 +84,9 @@ AMX_INLINE void transpose(const void* from, long from_stride, void* to, long to_
   }
 }
 
-// While it lives, all eight tiles of this thread have 16 rows of 64 bytes, or the left factors and sums of a
-// product fewer: 0, 1 and 4 `first`, 2, 3 and 5 `second`. Then they are as they were, since other libraries use
-// them too.
+// While it lives, the eight tiles of this thread have 16 rows of 64 bytes; those for left factors and sums have
+// `first` rows (0, 1 and 4) and `second` (2, 3 and 5). Then all are as they were, since other libraries use them
+// too.
 class Tiles {
  public:
   AMX_TARGET explicit Tiles(int first = 16, int second = 16) {

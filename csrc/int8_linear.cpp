@@ -1,7 +1,6 @@
 #include "int8_linear.hpp"
 
 #include <cstdlib>
-#include <cstring>
 
 #include "amx.hpp"
 #include "buffer.hpp"
@@ -12,13 +11,18 @@ namespace {
 
 using namespace amx;
 
-constexpr long kStep = 32;           // inputs of a tile
-constexpr long kPanel = 32;          // channels of a task: two tiles
-constexpr long kBytes = 2 * kTile;   // of a step of a panel
-constexpr long kAhead = 2;           // steps between the conversion of a tile and its product
-constexpr long kRing = 4;            // steps of converted tiles that are kept
-constexpr long kPrefetch = 4096;     // bytes of the weight asked for ahead of their conversion
-constexpr long kChunk = 16;          // steps that are converted together for many rows: 32 KiB
+constexpr long kStep = 32;          // inputs of a tile
+constexpr long kPanel = 32;         // channels of two tiles
+constexpr long kBytes = 2 * kTile;  // of a step of a panel
+constexpr long kAhead = 2;          // steps between the conversion of a tile and its product
+constexpr long kRing = 4;           // steps of converted tiles that are kept
+constexpr long kTasks = 2;          // of a thread: panels that lie together, for what is asked for ahead
+// For many rows: steps converted together, which with as much of x and the sums fill most of the first cache;
+// and numbers of x computed together, half of the second.
+constexpr long kChunk = 8, kBlock = 1 << 19;
+// Bytes of the weight asked for ahead of their conversion: into the second cache, whose queue to memory is
+// longer, and on into the first.
+constexpr long kFar = 8192, kNear = 1024;
 
 // The bytes of two tiles to bf16, 2^24 times as large: a byte goes to the top of a 32-bit word, and that is
 // made fp32, whose upper half is all of it.
@@ -30,7 +34,8 @@ AMX_INLINE void widen(const std::int8_t* from, bf16* to) {
   const __mmask64 low = 0x3333333333333333;
   for (int i = 0; i < kBytes / 64; ++i) {
     const __m512i bytes = _mm512_load_si512(from + i * 64);
-    _mm_prefetch(reinterpret_cast<const char*>(from + i * 64 + kPrefetch), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(from + i * 64 + kFar), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(from + i * 64 + kNear), _MM_HINT_T0);
     const __m512i a = (__m512i)_mm512_cvtepi32_ps(_mm512_slli_epi32(bytes, 24));
     const __m512i b = (__m512i)_mm512_cvtepi32_ps(_mm512_shuffle_epi8(bytes, one));
     const __m512i c = (__m512i)_mm512_cvtepi32_ps(_mm512_shuffle_epi8(bytes, two));
@@ -40,17 +45,18 @@ AMX_INLINE void widen(const std::int8_t* from, bf16* to) {
   }
 }
 
-// Rows of sums [rows, 32] to y [rows, out] from channel `first` on.
+// Sums [rows, 32] to y [rows, out] from channel `first` on, whole cache lines at a time.
 AMX_TARGET void finish(const float* sums, long rows, const Int8Weight& weight, long first, bf16* y) {
   const __m512 undo = _mm512_set1_ps(0x1p-24f);
-  for (long half = first; half < first + kPanel && half < weight.out; half += 16) {
-    const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + half), undo);
-    const long left = weight.out - half;
-    const __mmask16 mask = left < 16 ? (1u << left) - 1 : 0xffff;
-    for (long r = 0; r < rows; ++r) {
-      const __m512 sum = _mm512_loadu_ps(sums + r * kPanel + half - first);
-      _mm256_mask_storeu_epi16(y + r * weight.out + half, mask, (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sum, scale)));
-    }
+  const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + first), undo);
+  const __m512 high = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + first + 16), undo);
+  const long channels = weight.out - first;
+  const __mmask32 mask = channels < kPanel ? (1u << channels) - 1 : ~0u;
+  for (long r = 0; r < rows; ++r) {
+    const float* sum = sums + r * kPanel;
+    const __m512i numbers =
+        round(_mm512_mul_ps(_mm512_loadu_ps(sum), low), _mm512_mul_ps(_mm512_loadu_ps(sum + 16), high));
+    _mm512_mask_storeu_epi16(y + r * weight.out + first, mask, numbers);
   }
 }
 
@@ -96,8 +102,10 @@ AMX_TARGET void few_rows(const bf16* x, const Int8Weight& weight, const std::int
 AMX_TARGET void pack_rows(const bf16* x, long rows, long in, long pair, bf16* packed) {
   for (long r = pair * 32; r < pair * 32 + 32; ++r) {
     bf16* to = packed + r / 16 * 16 * in + r % 16 * kStep;
-    for (long k = 0; k < in / kStep; ++k)
-      _mm512_store_si512(to + k * kTile, r < rows ? _mm512_loadu_si512(x + r * in + k * kStep) : _mm512_setzero_si512());
+    for (long k = 0; k < in / kStep; ++k) {
+      const __m512i row = r < rows ? _mm512_loadu_si512(x + r * in + k * kStep) : _mm512_setzero_si512();
+      _mm512_store_si512(to + k * kTile, row);
+    }
   }
 }
 
@@ -109,27 +117,53 @@ AMX_TARGET void many_rows(const bf16* packed, long pairs, const Int8Weight& weig
     const long first = steps * c / chunks, count = steps * (c + 1) / chunks - first;
     for (long k = 0; k < count; ++k) widen(panel + (first + k) * kBytes, chunk + k * kBytes);
     for (long pair = 0; pair < pairs; ++pair)
-      product(sums + pair * 32 * kPanel, kPanel, packed + (pair * 2 * steps + first) * kTile, steps * kTile, kTile,
-              chunk, kTile, kBytes, count, c > 0);
+      product(sums + pair * 32 * kPanel, kPanel, packed + (pair * 2 * steps + first) * kTile, steps * kTile,
+              kTile, chunk, kTile, kBytes, count, c > 0);
   }
+}
+
+// Calls body(next) on every thread, where next() gives the panels, each to one thread, and then -1.
+template <typename Body>
+void over_panels(const Team& team, const Int8Weight& weight, const Body& body) {
+  const long panels = (weight.out + kPanel - 1) / kPanel, workers = team.workers(panels);
+  const long tasks = workers * kTasks < panels ? workers * kTasks : panels;
+  team.run(tasks, [&](int, auto next) {
+    long panel = 0, end = 0;
+    body([&] {
+      if (panel == end) {
+        const long task = next();
+        if (task < 0) return -1l;
+        panel = panels * task / tasks, end = panels * (task + 1) / tasks;
+      }
+      return panel++;
+    });
+  });
 }
 
 }  // namespace
 
 void int8_linear(const Team& team, long rows, const bf16* x, const Int8Weight& weight, bf16* y) {
   if (rows <= 0) return;
-  const long panels = (weight.out + kPanel - 1) / kPanel;
   if (rows <= 32) {
-    team.run(panels, [&](int, auto next) {
+    over_panels(team, weight, [&](auto next) {
       alignas(64) bf16 ring[kRing * kBytes];
       alignas(64) float sums[32 * kPanel];
       const Tiles tiles(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 16);
       for (long p; (p = next()) >= 0;) {
         const std::int8_t* panel = weight.packed + p * kPanel * weight.in;
-        rows > 16 ? few_rows<true>(x, weight, panel, ring, sums) : few_rows<false>(x, weight, panel, ring, sums);
+        if (rows > 16)
+          few_rows<true>(x, weight, panel, ring, sums);
+        else
+          few_rows<false>(x, weight, panel, ring, sums);
         finish(sums, rows, weight, p * kPanel, y);
       }
     });
+    return;
+  }
+  const long most = kBlock / weight.in < 32 ? 32 : kBlock / weight.in / 32 * 32;
+  if (rows > most) {
+    int8_linear(team, most, x, weight, y);
+    int8_linear(team, rows - most, x + most * weight.in, weight, y + most * weight.out);
     return;
   }
   const long pairs = (rows + 31) / 32;
@@ -137,12 +171,13 @@ void int8_linear(const Team& team, long rows, const bf16* x, const Int8Weight& w
   team.run(pairs, [&](int, auto next) {
     for (long pair; (pair = next()) >= 0;) pack_rows(x, rows, weight.in, pair, packed.data());
   });
-  team.run(panels, [&](int, auto next) {
+  over_panels(team, weight, [&](auto next) {
     const Buffer<bf16> chunk(kChunk * kBytes);
     const Buffer<float> sums(pairs * 32 * kPanel);
     const Tiles tiles;
     for (long p; (p = next()) >= 0;) {
-      many_rows(packed.data(), pairs, weight, weight.packed + p * kPanel * weight.in, chunk.data(), sums.data());
+      const std::int8_t* panel = weight.packed + p * kPanel * weight.in;
+      many_rows(packed.data(), pairs, weight, panel, chunk.data(), sums.data());
       finish(sums.data(), rows, weight, p * kPanel, y);
     }
   });

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_codec import _csrc
+from megatron_codec.inference.pages import in_huge_pages
 from megatron_codec.model import kernels
 
 _PANEL, _TILE, _STEP = 32, 16, 32  # csrc/int8_linear.hpp
@@ -35,7 +36,7 @@ class Int8Linear:
         self.weight, self.scales = quantize(weight)
         self.fused = kernels.fits(weight, self.width)
         if self.fused:
-            self.weight, self.scales = _packed(self.weight), _padded(self.scales)
+            self.weight, self.scales = in_huge_pages(_packed(self.weight)), _padded(self.scales)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product, summed in fp32 where the kernel computes it."""
@@ -53,7 +54,7 @@ class Int8Linear:
 def _packed(weight: Tensor) -> Tensor:
     """The kernel's order of an int8 weight [out, in]."""
     tiles = _padded(weight).view(-1, _PANEL // _TILE, _TILE, weight.shape[1] // _STEP, _STEP // 4, 4)
-    return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+    return tiles.permute(0, 3, 1, 4, 2, 5)
 
 
 def _padded(x: Tensor) -> Tensor:
