@@ -84,15 +84,18 @@ AMX_INLINE void transpose(const void* from, long from_stride, void* to, long to_
   }
 }
 
-// While it lives, all eight tiles of this thread have 16 rows of 64 bytes; then they are as they were, since
-// other libraries use them too.
+// While it lives, the eight tiles of this thread have 16 rows of 64 bytes; those for left factors and sums have
+// `first` rows (0, 1 and 4) and `second` (2, 3 and 5). Then all are as they were, since other libraries use them
+// too.
 class Tiles {
  public:
-  AMX_TARGET Tiles() {
+  AMX_TARGET explicit Tiles(int first = 16, int second = 16) {
     _tile_storeconfig(before_);
     alignas(64) Configuration ours{};
     ours.palette = 1;
     for (int i = 0; i < 8; ++i) ours.row_bytes[i] = 64, ours.rows[i] = 16;
+    for (int i : {0, 1, 4}) ours.rows[i] = static_cast<std::uint8_t>(first);
+    for (int i : {2, 3, 5}) ours.rows[i] = static_cast<std::uint8_t>(second);
     __asm__ volatile("" ::"r"(&ours) : "memory");
     _tile_loadconfig(&ours);
   }

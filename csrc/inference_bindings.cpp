@@ -1,6 +1,7 @@
 // Binds the kernels of generation. Tensors come as addresses, as in kernels_bindings.cpp.
 #include <pybind11/pybind11.h>
 
+#include "int8_linear.hpp"
 #include "paged_attention.hpp"
 
 namespace py = pybind11;
@@ -52,4 +53,11 @@ void bind_inference(py::module_& module) {
       },
       py::call_guard<py::gil_scoped_release>(),
       "Attention over pieces of the cache; csrc/paged_attention.hpp.");
+  module.def(
+      "int8_linear",
+      [](const Team& team, long rows, long out, long in, Address x, Address packed, Address scales,
+         Address y) {
+        int8_linear(team, rows, at(x), {out, in, at<std::int8_t>(packed), at<float>(scales)}, at(y));
+      },
+      py::call_guard<py::gil_scoped_release>(), "Product with a weight in int8; csrc/int8_linear.hpp.");
 }

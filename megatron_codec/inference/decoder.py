@@ -1,7 +1,7 @@
 """One forward pass over a step's tokens, with the weights of a trained GPTModel.
 
-The weights are those of the model object, in its memory; the layers' arithmetic is written out, because
-Megatron-Core's modules spend more time in Python than a decoding step of a small model takes
+The weights are those of the model object, in its memory or laid out anew; the layers' arithmetic is written
+out, because Megatron-Core's modules spend more time in Python than a decoding step of a small model takes
 (docs/decisions.md). Tests hold that the logits are the model's.
 
 Shapes: t tokens of the step, h hidden, g key-value groups of this tensor-parallel rank, d head width.
@@ -44,9 +44,19 @@ class Decoder:
         blocks: of the cache, `BLOCK` tokens each.
         rotary_base: of the rotary embedding.
         max_length: tokens that a sequence may have.
+        int8: keep the layers' matrices in int8. The output layer, a hundredth of them, stays: its errors
+            are those of the logits.
     """
 
-    def __init__(self, model: GPTModel, layout: Layout, blocks: int, rotary_base: float, max_length: int):
+    def __init__(
+        self,
+        model: GPTModel,
+        layout: Layout,
+        blocks: int,
+        rotary_base: float,
+        max_length: int,
+        int8: bool = False,
+    ):
         config = model.config
         self.layout, self.config = layout, config
         self.hidden_size, self.dtype = config.hidden_size, config.params_dtype
@@ -64,7 +74,8 @@ class Decoder:
             device=layout.device,
         )
         self.layers = [
-            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i]) for i in range(cache.shape[1])
+            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i], int8)
+            for i in range(cache.shape[1])
         ]
         self.embedding = weights.get("embedding.word_embeddings.weight")
         self.norm = weights.get("decoder.final_layernorm.weight")
@@ -163,19 +174,22 @@ def _swiglu(gate_and_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _layer(weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor) -> _Layer:
+def _layer(weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor, int8: bool) -> _Layer:
     def norm(ours: str, fused: str) -> Tensor:
         # Transformer Engine keeps the norm's weight in the linear layer behind it.
         name = prefix + ours
         return weights[name] if name in weights else weights[prefix + fused]
 
+    def linear(name: str) -> Linear:
+        return make_linear(weights[f"{prefix}{name}.weight"], int8)
+
     return _Layer(
         attention_norm=norm("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
-        qkv=make_linear(weights[prefix + "self_attention.linear_qkv.weight"]),
-        projection=make_linear(weights[prefix + "self_attention.linear_proj.weight"]),
+        qkv=linear("self_attention.linear_qkv"),
+        projection=linear("self_attention.linear_proj"),
         mlp_norm=norm("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
-        gate_and_up=make_linear(weights[prefix + "mlp.linear_fc1.weight"]),
-        down=make_linear(weights[prefix + "mlp.linear_fc2.weight"]),
+        gate_and_up=linear("mlp.linear_fc1"),
+        down=linear("mlp.linear_fc2"),
         keys=keys,
         values=values,
     )

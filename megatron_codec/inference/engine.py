@@ -131,7 +131,7 @@ class Engine:
         config = config or EngineConfig()
         blocks = cache_blocks(config, model.config, model_config, layout)
         base, context = model_config.rotary_base, model_config.seq_length
-        self.decoder = Decoder(model, layout, blocks, base, context)
+        self.decoder = Decoder(model, layout, blocks, base, context, int8=config.weight_dtype == "int8")
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
         # Padding of the embedding and BOS are never chosen.
         self.forbidden = torch.zeros(

@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_codec.inference.int8 import Int8Linear
+
 Linear = Callable[[Tensor], Tensor]  # [t, in] to [t, out]
 _ROWS = 16  # the layout is chosen for so many rows
 
 
-def make_linear(weight: Tensor) -> Linear:
-    """x -> x weight^T for a weight [out, in]. A later change of the weight may or may not be seen."""
+def make_linear(weight: Tensor, int8: bool = False) -> Linear:
+    """x -> x weight^T for a weight [out, in]. A later change of the weight may or may not be seen.
+
+    Args:
+        int8: round the weight to int8 first, and keep that only.
+    """
+    if int8:
+        return Int8Linear(weight)
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_packing():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
         product = torch.ops.mkldnn._linear_pointwise
