@@ -6,7 +6,8 @@
 The load is benchmarks/generate.py's of 16 requests with prompts and lengths that differ. "engine" submits
 them to the same `EngineLoop` from this process; "whole" and "streamed" send them over HTTP from another
 process on the same machine, whose work counts against the server. Rounds are interleaved; a ratio is the
-median over rounds of (the engine's seconds / the server's).
+median over rounds of (the engine's seconds / the server's). Then a prompt of 10,000 tokens is sent, and short ones while it is
+computed: their time to the first token, in the time that a chunk of the long one takes.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ import tyro
 from tqdm import tqdm
 
 from megatron_codec.errors import run_tool
+
+
+LONG = 10_000  # tokens
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,34 @@ def over_http(port: int, requests: list[dict]) -> float:
     return asyncio.run(all_of_them())
 
 
+def beside_a_long_prompt(port: int) -> tuple[float, list[float]]:
+    """Seconds of a prompt of 10,000 tokens to its first token, and of short ones, one after the other, that are
+    sent while it is computed; runs in another process."""
+
+    async def first_token(prompt: list[int]) -> float:
+        started = time.perf_counter()
+        content = json.dumps({"prompt": prompt, "max_tokens": 1, "ignore_eos": True, "stream": True}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += "Connection: close\r\n"
+        writer.write(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        while not (line := await reader.readline()).startswith(b"data: {"):
+            assert line, "the answer ended before its first token"
+        taken = time.perf_counter() - started
+        writer.close()
+        return taken
+
+    async def both() -> tuple[float, list[float]]:
+        long = asyncio.create_task(first_token([320, *(i * i % 251 for i in range(LONG - 1))]))
+        await asyncio.sleep(0.2)
+        waits: list[float] = []
+        while not long.done():
+            waits.append(await first_token([320, len(waits) % 256, *range(20)]))
+        return await long, waits[:-1]  # the last one may have met no long prompt
+
+    return asyncio.run(both())
+
+
 def measure(config: Config) -> dict[str, float]:
     """Prints the table; returns the ratios."""
     from benchmarks.generate import Ours, loads
@@ -117,9 +149,11 @@ def measure(config: Config) -> dict[str, float]:
                 if number:
                     seconds[kind].append(taken)
                 bar.update()
+        engine.scheduler.pool.forget_all()
+        long, waits = client.submit(beside_a_long_prompt, port).result()
     serving.call_soon_threadsafe(stop.set)
     thread.join()
-    ratios = {}
+    ratios: dict[str, float] = {}
     print(f"\n{load.title}")
     for kind in kinds:
         pairs = zip(seconds["engine"], seconds[kind], strict=True)
@@ -129,6 +163,12 @@ def measure(config: Config) -> dict[str, float]:
             f"  {kind:10} {load.tokens / best:8.0f} tokens/s {best:8.2f} s  {ratios[kind]:.2f} of the engine"
         )
     del ratios["engine"]
+    chunk = long * engine.scheduler.prefill_chunk / LONG
+    print(
+        f"a prompt of {LONG:,} tokens takes {long:.2f} s beside {len(waits)} short ones, {chunk:.3f} s a chunk; a "
+        f"short one waits {statistics.median(waits):.3f} s for its first token, {max(waits):.3f} s at most"
+    )
+    ratios["longest wait in chunks"] = round(max(waits) / chunk, 2)
     return ratios
 
 

@@ -7,6 +7,8 @@ out, because Megatron-Core's modules spend more time in Python than a decoding s
 Shapes: t tokens of the step, h hidden, g key-value groups of this tensor-parallel rank, d head width.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +30,11 @@ class _Layer:
     """The weights of a layer, and its keys and values, [blocks, g, BLOCK, d] each."""
 
     attention_norm: Tensor
-    qkv: Linear
+    qkv: Linear | Tensor
     projection: Linear
     mlp_norm: Tensor
-    gate_and_up: Linear
-    down: Linear
+    gate_and_up: Linear | Tensor
+    down: Linear | Tensor
     keys: Tensor
     values: Tensor
 
@@ -46,6 +48,8 @@ class Decoder:
         max_length: tokens that a sequence may have.
         int8: keep the layers' matrices in int8. The output layer, a hundredth of them, stays: its errors
             are those of the logits.
+        compiled: let torch.compile fuse what lies between the attention and the sums over ranks, and leave
+            out what is made for a CPU.
     """
 
     def __init__(
@@ -56,8 +60,13 @@ class Decoder:
         rotary_base: float,
         max_length: int,
         int8: bool = False,
+        compiled: bool = False,
     ):
         config = model.config
+        self.compiled = compiled
+        fuse = functools.partial(torch.compile, dynamic=True) if compiled else _unchanged
+        self._enter: Callable[..., Tensor] = fuse(_enter)
+        self._mlp: Callable[..., Tensor] = fuse(_mlp)
         self.layout, self.config = layout, config
         self.hidden_size, self.dtype = config.hidden_size, config.params_dtype
         self.epsilon = config.layernorm_epsilon
@@ -74,7 +83,7 @@ class Decoder:
             device=layout.device,
         )
         self.layers = [
-            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i], int8)
+            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i], int8, compiled)
             for i in range(cache.shape[1])
         ]
         self.embedding = weights.get("embedding.word_embeddings.weight")
@@ -97,11 +106,11 @@ class Decoder:
         self.attention.begin(step)
         hidden = self._input(step)
         for layer in self.layers:
-            normed = self._normed(hidden, layer.attention_norm)
-            context = self.attention(layer.qkv(normed), layer.keys, layer.values)
+            qkv = self._enter(hidden, layer.attention_norm, layer.qkv, self.epsilon)
+            context = self.attention(qkv, layer.keys, layer.values)
             hidden = hidden + self._summed(layer.projection(context))
-            normed = self._normed(hidden, layer.mlp_norm)
-            hidden = hidden + self._summed(layer.down(_swiglu(layer.gate_and_up(normed))))
+            added = self._mlp(hidden, layer.mlp_norm, layer.gate_and_up, layer.down, self.epsilon)
+            hidden = hidden + self._summed(added)
         wanted = torch.from_numpy(step.wanted).to(device)
         if self.output is None:
             ranks = get_process_group_ranks(self.layout.groups.pp)
@@ -109,8 +118,10 @@ class Decoder:
             return self._receive_logits(len(wanted))
         if len(wanted) < len(hidden):
             hidden = hidden[wanted]
-        logits = self.output(self._normed(hidden, self.norm)) if len(hidden) else hidden.new_empty(0, 0)
-        return self._hand_over(logits)
+        if not len(hidden):
+            return self._hand_over(hidden.new_empty(0, 0))
+        assert self.norm is not None
+        return self._hand_over(self.output(_normed(hidden, self.norm, self.epsilon)))
 
     def _input(self, step: Step) -> Tensor:
         """The embedded tokens, or what the stage before has made of them, [t, h]."""
@@ -160,21 +171,43 @@ class Decoder:
         torch.distributed.recv(logits, get_process_group_ranks(layout.groups.pp)[-1])
         return logits
 
-    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        assert weight is not None
-        if kernels.fits(x, self.hidden_size):
-            return kernels.rms_norm(x, weight, self.epsilon)
-        return F.rms_norm(x, weight.shape, weight, self.epsilon)
+
+def _unchanged(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return part
+
+
+def _enter(hidden: Tensor, norm: Tensor, qkv: Linear | Tensor, epsilon: float) -> Tensor:
+    """A layer up to its attention."""
+    return _product(_normed(hidden, norm, epsilon), qkv)
+
+
+def _mlp(
+    hidden: Tensor, norm: Tensor, gate_and_up: Linear | Tensor, down: Linear | Tensor, epsilon: float
+) -> Tensor:
+    """A layer behind its attention."""
+    return _product(_swiglu(_product(_normed(hidden, norm, epsilon), gate_and_up)), down)
+
+
+def _product(x: Tensor, linear: Linear | Tensor) -> Tensor:
+    return F.linear(x, linear) if isinstance(linear, Tensor) else linear(x)
+
+
+def _normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    if not torch.compiler.is_compiling() and kernels.fits(x, x.shape[-1]):
+        return kernels.rms_norm(x, weight, epsilon)
+    return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 def _swiglu(gate_and_up: Tensor) -> Tensor:
-    if kernels.fits(gate_and_up, gate_and_up.shape[-1] // 2):
+    if not torch.compiler.is_compiling() and kernels.fits(gate_and_up, gate_and_up.shape[-1] // 2):
         return kernels.swiglu(gate_and_up)
     gate, up = gate_and_up.chunk(2, -1)
     return F.silu(gate) * up
 
 
-def _layer(weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor, int8: bool) -> _Layer:
+def _layer(
+    weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor, int8: bool, compiled: bool
+) -> _Layer:
     def norm(ours: str, fused: str) -> Tensor:
         # Transformer Engine keeps the norm's weight in the linear layer behind it.
         name = prefix + ours
@@ -183,13 +216,16 @@ def _layer(weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor
     def linear(name: str) -> Linear:
         return make_linear(weights[f"{prefix}{name}.weight"], int8)
 
+    def compilable(name: str) -> Linear | Tensor:
+        return weights[f"{prefix}{name}.weight"] if compiled else linear(name)
+
     return _Layer(
         attention_norm=norm("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
-        qkv=linear("self_attention.linear_qkv"),
+        qkv=compilable("self_attention.linear_qkv"),
         projection=linear("self_attention.linear_proj"),
         mlp_norm=norm("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
-        gate_and_up=linear("mlp.linear_fc1"),
-        down=linear("mlp.linear_fc2"),
+        gate_and_up=compilable("mlp.linear_fc1"),
+        down=compilable("mlp.linear_fc2"),
         keys=keys,
         values=values,
     )

@@ -98,6 +98,17 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes of one process: of its weights, and of its part of the key-value cache when that is full."""
+
+    weights: int
+    cache: int
+
+    def __str__(self) -> str:
+        return f"weights {self.weights / 2**30:.2f} GiB, key-value cache up to {self.cache / 2**30:.2f} GiB"
+
+
+@dataclass(frozen=True)
 class _Results:
     """What `generate` has made, for the processes that follow."""
 
@@ -131,7 +142,15 @@ class Engine:
         config = config or EngineConfig()
         blocks = cache_blocks(config, model.config, model_config, layout)
         base, context = model_config.rotary_base, model_config.seq_length
-        self.decoder = Decoder(model, layout, blocks, base, context, int8=config.weight_dtype == "int8")
+        int8 = config.weight_dtype == "int8"
+        self.decoder = Decoder(model, layout, blocks, base, context, int8, config.compile)
+        matrices = [p.numel() for name, p in model.named_parameters() if ".linear_" in name and p.dim() == 2]
+        numbers = sum(p.numel() for p in model.parameters())
+        size = model.config.params_dtype.itemsize
+        self.memory = Memory(
+            weights=numbers * size - (sum(matrices) * (size - 1) if int8 else 0),
+            cache=blocks * self.decoder.bytes_per_block(),
+        )
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
         # Padding of the embedding and BOS are never chosen.
         self.forbidden = torch.zeros(

@@ -117,7 +117,7 @@ def _announce(service: Service, config: ServerConfig, listener: socket.socket) -
     _say(
         f"codec {engine.codec.to_dict()}, context {engine.config.seq_length} tokens, "
         f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size}, "
-        f"cache of {cache} tokens"
+        f"cache of {cache} tokens; {engine.memory} a process"
     )
     if config.key is None and not listener.getsockname()[0].startswith(("127.", "::1")):
         _say("warning: whoever reaches this address can use it; give --api-key")
