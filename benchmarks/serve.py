@@ -6,8 +6,8 @@
 The load is benchmarks/generate.py's of 16 requests with prompts and lengths that differ. "engine" submits
 them to the same `EngineLoop` from this process; "whole" and "streamed" send them over HTTP from another
 process on the same machine, whose work counts against the server. Rounds are interleaved; a ratio is the
-median over rounds of (the engine's seconds / the server's). Then a prompt of 10,000 tokens is sent, and short ones while it is
-computed: their time to the first token, in the time that a chunk of the long one takes.
+median over rounds of (the engine's seconds / the server's). Then a prompt of 10,000 tokens is sent, and short
+ones while it is computed: their time to the first token, in the time that a chunk of the long one takes.
 """
 
 import asyncio
@@ -25,7 +25,6 @@ import tyro
 from tqdm import tqdm
 
 from megatron_codec.errors import run_tool
-
 
 LONG = 10_000  # tokens
 
@@ -91,8 +90,8 @@ def over_http(port: int, requests: list[dict]) -> float:
 
 
 def beside_a_long_prompt(port: int) -> tuple[float, list[float]]:
-    """Seconds of a prompt of 10,000 tokens to its first token, and of short ones, one after the other, that are
-    sent while it is computed; runs in another process."""
+    """Seconds of a prompt of 10,000 tokens to its first token, and of short ones, one after the other, that
+    are sent while it is computed; runs in another process."""
 
     async def first_token(prompt: list[int]) -> float:
         started = time.perf_counter()
@@ -165,8 +164,8 @@ def measure(config: Config) -> dict[str, float]:
     del ratios["engine"]
     chunk = long * engine.scheduler.prefill_chunk / LONG
     print(
-        f"a prompt of {LONG:,} tokens takes {long:.2f} s beside {len(waits)} short ones, {chunk:.3f} s a chunk; a "
-        f"short one waits {statistics.median(waits):.3f} s for its first token, {max(waits):.3f} s at most"
+        f"a prompt of {LONG:,} tokens takes {long:.2f} s beside {len(waits)} short ones, {chunk:.3f} s a chunk; "
+        f"a short one waits {statistics.median(waits):.3f} s for its first token, {max(waits):.3f} s at most"
     )
     ratios["longest wait in chunks"] = round(max(waits) / chunk, 2)
     return ratios
