@@ -164,8 +164,9 @@ def measure(config: Config) -> dict[str, float]:
     del ratios["engine"]
     chunk = long * engine.scheduler.prefill_chunk / LONG
     print(
-        f"a prompt of {LONG:,} tokens takes {long:.2f} s beside {len(waits)} short ones, {chunk:.3f} s a chunk; "
-        f"a short one waits {statistics.median(waits):.3f} s for its first token, {max(waits):.3f} s at most"
+        f"a prompt of {LONG:,} tokens takes {long:.2f} s beside {len(waits)} short ones, {chunk:.3f} s a "
+        f"chunk; a short one waits {statistics.median(waits):.3f} s for its first token, "
+        f"{max(waits):.3f} s at most"
     )
     ratios["longest wait in chunks"] = round(max(waits) / chunk, 2)
     return ratios
