@@ -7,7 +7,7 @@ Three loads: one sample from a short prompt; eight samples from one prompt of 4,
 with prompts and lengths that differ. Each program runs in this process, the rounds interleaved; a speed-up is
 the median over rounds of (their seconds / ours). No sample ends by itself, so all make the same tokens.
 Hugging Face pads a batch and goes on until its longest sample is done. CTranslate2 has no bf16 on a CPU: its
-int8 and fp32 are compared with our bf16, at one sample.
+int8 and fp32 are compared with our bf16, at one sample, and its int8 with our int8 weights too.
 """
 
 import json
@@ -96,8 +96,8 @@ class Ours:
         megatron = transformer_config(MODEL, parallelism, training, layout)
         self.module = build_model(megatron, MODEL, self.tokenizer.num_tokens, layout)
         initialize_weights(self.module, MODEL, layout, 1)
-        config = EngineConfig(cache_tokens=40_000)
-        self.engine = Engine(self.module, MODEL, self.tokenizer, codec, layout, config)
+        self.rest = MODEL, self.tokenizer, codec, layout
+        self.engine = Engine(self.module, *self.rest, EngineConfig(cache_tokens=40_000))
 
     @property
     def weight_bytes(self) -> int:
@@ -113,6 +113,15 @@ class Ours:
             for count in load.new_tokens
         ]
         return sum(len(c.token_ids) for c in self.engine.generate(load.prompts, sampling))
+
+
+class OursInt8(Ours):
+    """The engine with its weights in int8, for one sample."""
+
+    def __init__(self, ours: Ours):
+        self.module, self.rest = ours.module, ours.rest
+        config = EngineConfig(cache_tokens=4096, weight_dtype="int8")
+        self.engine = Engine(self.module, *self.rest, config)
 
 
 class HuggingFace:
@@ -203,7 +212,7 @@ def bandwidth() -> float:
 def measure(config: Config) -> dict[str, Any]:
     """Prints the table; returns the ratios."""
     ours = Ours()
-    programs: dict[str, Any] = {"ours, bf16": ours}
+    programs: dict[str, Any] = {"ours, bf16": ours, "ours, int8": OursInt8(ours)}
     if "hugging-face" in config.peers:
         programs["Hugging Face, bf16"] = HuggingFace(ours)
     if "ctranslate2" in config.peers:
@@ -218,16 +227,21 @@ def measure(config: Config) -> dict[str, Any]:
         running = {
             title: program
             for title, program in programs.items()
-            if name == "one" or not isinstance(program, CTranslate2)
+            if name == "one" or not isinstance(program, CTranslate2 | OursInt8)
         }
         seconds = timed(load, {title: program.run for title, program in running.items()}, config.rounds)
         print(f"\n{load.title}")
         for title, taken in seconds.items():
-            speedup = statistics.median(t / o for t, o in zip(taken, seconds["ours, bf16"], strict=True))
+            speedup = ratio(taken, seconds["ours, bf16"])
             best = min(taken)
             print(f"  {title:24} {load.tokens / best:8.0f} tokens/s {best:8.2f} s  ours is {speedup:.2f}x")
             if title != "ours, bf16":
                 ratios[f"{name}: {title}"] = round(speedup, 2)
+        if "CTranslate2, int8" in seconds:
+            ratios["one, both int8: CTranslate2"] = round(
+                ratio(seconds["CTranslate2, int8"], seconds["ours, int8"]), 2
+            )
+            print(f"  in int8 ours is {ratios['one, both int8: CTranslate2']:.2f}x CTranslate2")
         if name == "one":
             share = ours.weight_bytes * load.tokens / min(seconds["ours, bf16"]) / bandwidth()
             print(
@@ -235,6 +249,11 @@ def measure(config: Config) -> dict[str, Any]:
             )
             ratios["one: share of bandwidth"] = round(share, 2)
     return ratios
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """How many times as fast we are: the median over rounds."""
+    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
 
 
 def timed(load: Load, programs: dict[str, Callable[[Load, int], int]], rounds: int) -> dict[str, list[float]]:
