@@ -33,6 +33,7 @@ class ScriptedEngine:
     def __init__(self):
         self.codec, self.tokenizer = CODEC, TOKENIZER
         self.config = SimpleNamespace(seq_length=CONTEXT)
+        self.memory = "no memory"
 
     def prompt_ids(self, stream=None, ratio=0.0):
         start = self.codec.preamble if stream is None else self.codec.prompt(stream, ratio)
