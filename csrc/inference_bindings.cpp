@@ -1,7 +1,7 @@
 // Binds the kernels of generation. Tensors come as addresses, as in kernels_bindings.cpp.
 #include <pybind11/pybind11.h>
 
-#include "int8_linear.hpp"
+#include "packed_linear.hpp"
 #include "paged_attention.hpp"
 
 namespace py = pybind11;
@@ -57,7 +57,15 @@ void bind_inference(py::module_& module) {
       "int8_linear",
       [](const Team& team, long rows, long out, long in, Address x, Address packed, Address scales,
          Address y) {
-        int8_linear(team, rows, at(x), {out, in, at<std::int8_t>(packed), at<float>(scales)}, at(y));
+        const PackedWeight<std::int8_t> weight{out, in, at<std::int8_t>(packed), at<float>(scales)};
+        packed_linear(team, rows, at(x), weight, at(y));
       },
-      py::call_guard<py::gil_scoped_release>(), "Product with a weight in int8; csrc/int8_linear.hpp.");
+      py::call_guard<py::gil_scoped_release>(), "Product with a weight in int8; csrc/packed_linear.hpp.");
+  module.def(
+      "bf16_linear",
+      [](const Team& team, long rows, long out, long in, Address x, Address packed, Address y) {
+        const PackedWeight<std::uint16_t> weight{out, in, at(packed), nullptr};
+        packed_linear(team, rows, at(x), weight, at(y));
+      },
+      py::call_guard<py::gil_scoped_release>(), "Product with a weight in bf16; csrc/packed_linear.hpp.");
 }

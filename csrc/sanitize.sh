@@ -24,7 +24,7 @@ for name in ${sanitizers//,/ }; do
 done
 tests=(test_bpe.py test_tokenizer.py)
 # libgomp is not built with the thread sanitizer, which so sees none of its barriers and calls every loop a race.
-if [ "$sanitizers" != thread ]; then tests+=(test_kernels.py test_paged_attention.py test_int8.py); fi
+if [ "$sanitizers" != thread ]; then tests+=(test_kernels.py test_paged_attention.py test_packed_linear.py); fi
 cd "$build/lib"
 LD_PRELOAD=$preload PYTHONPATH=$build/lib:$root PYTHONMALLOC=malloc \
   ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \

@@ -1,7 +1,8 @@
 """Matrix products with a fixed weight, for few rows at a time.
 
 On a CPU torch's bf16 product first lays the weight out anew, at every call, which for few rows takes longer
-than the product; laid out once, it reads the weight at the speed of memory.
+than the product. Laid out once, it is read at the speed of memory: by the kernel of csrc/ where the processor
+has AMX, else by oneDNN's.
 """
 
 from collections.abc import Callable
@@ -10,29 +11,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_codec.inference.int8 import Int8Linear
+from megatron_codec.inference.packed import PackedLinear
+from megatron_codec.model import kernels
 
 Linear = Callable[[Tensor], Tensor]  # [t, in] to [t, out]
-_ROWS = 16  # the layout is chosen for so many rows
+_ROWS = 16  # oneDNN's layout is chosen for so many rows
 
 
 def make_linear(weight: Tensor, int8: bool = False) -> Linear:
     """x -> x weight^T for a weight [out, in]. A later change of the weight may or may not be seen.
 
     Args:
-        int8: round the weight to int8 first, and keep that only.
+        int8: round the weight to int8 first, and keep that only. In a row-parallel layer of tensor
+            parallelism every rank has scales of its own.
     """
+    packs = kernels.fits(weight, weight.shape[1])
     if int8:
-        return Int8Linear(weight)
+        rounded, scales = quantize(weight)
+        if packs:
+            return PackedLinear(rounded, scales)
+        # This saves memory, but no time.
+        return lambda x: (F.linear(x, rounded.to(x.dtype)).float() * scales).to(x.dtype)
+    if packs:
+        return PackedLinear(weight)
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_packing():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
         product = torch.ops.mkldnn._linear_pointwise
-
-        def linear(x: Tensor) -> Tensor:
-            return product(x, packed, None, "none", [], "")
-
-        return linear
+        return lambda x: product(x, packed, None, "none", [], "")
     return lambda x: F.linear(x, weight)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 q [out, in] from -127 to 127, and fp32 scales [out], so that weight is scale * q to half a scale.
+
+    The weight has to be finite.
+    """
+    weight = weight.float()
+    scales = weight.abs().amax(1) / 127
+    return (weight / scales.clamp_min(torch.finfo().tiny)[:, None]).round().to(torch.int8), scales
 
 
 def _has_packing() -> bool:

@@ -109,7 +109,6 @@ class Scheduler:
         self.waiting: deque[Sample] = deque()
         self.running: list[Sample] = []  # in the order in which they joined
         self.parts: list[Part] = []  # of the step that was planned last, in the order of its rows
-        self._shortest_first = False
         self._copies: list[tuple[int, int]] = []
 
     @property
@@ -300,18 +299,22 @@ class Scheduler:
     def _prefill_parts(self) -> Iterator[Part]:
         """Parts of prompts, `prefill_chunk` tokens together.
 
-        The oldest prompt and the shortest come first by turns: a short one waits for one chunk of a long
-        one at most, and the long one gets every other step whoever comes.
+        The prompt that came first gets at least half of them, and the shortest ones what is left: a short one
+        never waits for more than the step that is under way, and a long one goes on whoever comes.
         """
-        room = self.prefill_chunk
         prompts = [sample for sample in self.running if sample.pending > 1]
-        if self._shortest_first:
-            prompts.sort(key=lambda sample: sample.pending)
-        self._shortest_first = not self._shortest_first
-        for sample in prompts:
-            if room:
-                count = min(room, sample.pending)
-                room -= count
+        if not prompts:
+            return
+        oldest, *others = prompts
+        others.sort(key=lambda sample: sample.pending)
+        room = self.prefill_chunk - min(oldest.pending, -(-self.prefill_chunk // 2))
+        counts = []
+        for sample in others:
+            counts.append(min(room, sample.pending))
+            room -= counts[-1]
+        counts.insert(0, min(oldest.pending, self.prefill_chunk - sum(counts)))
+        for sample, count in zip([oldest, *others], counts, strict=True):
+            if count:
                 yield _part(sample, count)
 
 

@@ -1,4 +1,4 @@
-"""Weights in int8: the rounding, the product against fp64 and torch's own, an engine beside one in bf16."""
+"""Weights in int8: the rounding, and an engine beside one in bf16. The products: test_packed_linear.py."""
 
 import gc
 import weakref
@@ -6,48 +6,22 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from megatron_codec import _csrc
 from megatron_codec.inference import Engine, Sampling
 from megatron_codec.inference.config import EngineConfig
 from megatron_codec.inference.decoder import Decoder
-from megatron_codec.inference.int8 import Int8Linear, quantize
-from megatron_codec.inference.linear import make_linear
-from megatron_codec.model import kernels as model_kernels
+from megatron_codec.inference.linear import quantize
+from megatron_codec.inference.packed import PackedLinear
 from megatron_codec.tokenizer import Tokenizer
 from tests.llama import SMALL, small_model
 from tests.tiny import CODEC
 
-needs_amx = pytest.mark.skipif(not _csrc.has_amx(), reason="this processor has no AMX")
-# out, in: of the layers of a model, of a padded vocabulary, and out that fills no whole panel or tile.
-SHAPES = [(2304, 768), (768, 2048), (384, 768), (1376, 4096), (48, 32), (20, 64), (1, 1056)]
-ROWS = 0, 1, 2, 15, 16, 17, 32, 33, 100
-
-
-def weight_of(out: int, width: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """Channels of different magnitudes."""
-    generator = torch.Generator().manual_seed(out + width)
-    magnitudes = torch.randn(out, 1, generator=generator).exp()
-    return (torch.randn(out, width, generator=generator) * magnitudes * 0.02).to(dtype)
-
-
-def rows_of(t: int, width: int) -> torch.Tensor:
-    return torch.randn(t, width, generator=torch.Generator().manual_seed(t)).bfloat16()
-
-
-def exact(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    q, scales = quantize(weight)
-    return x.double() @ (q.double() * scales.double()[:, None]).T
-
-
-def distance(x: torch.Tensor, true: torch.Tensor) -> float:
-    return float((x.double() - true).norm() / true.norm())
-
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rounding_is_within_half_a_step(dtype):
-    weight = weight_of(200, 96, dtype)
+    magnitudes = torch.randn(200, 1).exp()
+    weight = (torch.randn(200, 96) * magnitudes * 0.02).to(dtype)
     weight[3] = 0
     weight[4] *= 1e-30
     q, scales = quantize(weight)
@@ -55,90 +29,6 @@ def test_rounding_is_within_half_a_step(dtype):
     error = (q.double() * scales.double()[:, None] - weight.double()).abs().amax(1)
     assert (error <= scales.double() * (0.5 + 1e-4)).all()
     assert not q[3].any() and (q.abs().amax(1)[scales > 0] == 127).all()
-
-
-@needs_amx
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_product_is_the_formula(shape):
-    """Hardly further from fp64 than the nearest bf16 number is, and so nearer than torch's bf16 product."""
-    weight = weight_of(*shape)
-    linear = make_linear(weight, int8=True)
-    assert isinstance(linear, Int8Linear) and linear.fused
-    q, scales = quantize(weight)
-    dequantized = (q * scales[:, None]).bfloat16()
-    for t in ROWS:
-        x = rows_of(t, shape[1])
-        ours, true = linear(x), exact(x, weight)
-        assert ours.dtype == torch.bfloat16 and ours.shape == true.shape
-        if t:
-            nearest = distance(true.bfloat16(), true)
-            assert distance(ours, true) <= 1.01 * nearest + 1e-4
-            assert distance(ours, true) <= 1.05 * distance(F.linear(x, dequantized), true) + 1e-4
-
-
-@needs_amx
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_row_does_not_depend_on_the_others(shape):
-    """Bit for bit, and not on what they hold."""
-    linear = Int8Linear(weight_of(*shape))
-    x = rows_of(100, shape[1])
-    together = linear(x)
-    for t in ROWS:
-        assert torch.equal(linear(x[:t]), together[:t])
-    x[1:] = torch.inf
-    for t in (1, 2, 17, 100):
-        assert torch.equal(linear(x[:t])[0], together[0])
-
-
-@needs_amx
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("own_threads", [False, True])
-def test_results_do_not_depend_on_threads(threads, own_threads, monkeypatch):
-    """Bit for bit, from OpenMP's threads or new ones."""
-    linears = [Int8Linear(weight_of(*shape)) for shape in SHAPES]
-    calls = [(linear, rows_of(t, linear.width)) for linear in linears for t in ROWS]
-    expected = [linear(x) for linear, x in calls]
-    before = torch.get_num_threads()
-    if own_threads:
-        monkeypatch.setattr(model_kernels, "_openmp", lambda: 0)
-    torch.set_num_threads(threads)
-    try:
-        assert all(torch.equal(linear(x), right) for (linear, x), right in zip(calls, expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-@needs_amx
-def test_numbers_of_any_size():
-    """The kernel's sums are 2^24 times as large for a while; numbers that models have stand it."""
-    weight = weight_of(64, 64)
-    x = rows_of(4, 64) * torch.tensor([[1e-25], [1e-3], [1e3], [1e25]])
-    x = x.bfloat16()
-    ours, true = Int8Linear(weight)(x), exact(x, weight)
-    for row, right in zip(ours, true, strict=True):
-        assert distance(row, right) < 3e-3
-
-
-@needs_amx
-def test_what_does_not_go_together_is_refused():
-    linear = Int8Linear(weight_of(64, 64))
-    for x in (torch.zeros(2, 64), torch.zeros(2, 32).bfloat16(), torch.zeros(64).bfloat16()):
-        with pytest.raises(ValueError, match="x has to be bf16"):
-            linear(x)
-    rows = rows_of(4, 128)[:, ::2]  # not contiguous
-    assert torch.equal(linear(rows), linear(rows.contiguous()))
-
-
-@pytest.mark.parametrize(
-    ("out", "width", "dtype"), [(64, 48, torch.bfloat16), (64, 64, torch.float32), (7, 5, torch.float32)]
-)
-def test_what_the_kernel_does_not_take_goes_to_torch(out, width, dtype):
-    weight = weight_of(out, width, dtype)
-    linear = Int8Linear(weight)
-    assert not linear.fused and linear.weight.dtype == torch.int8
-    x = rows_of(9, width).to(dtype)
-    assert linear(x).dtype == dtype
-    assert distance(linear(x), exact(x, weight)) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def engine_of(dtype: torch.dtype, **config) -> Engine:
@@ -196,13 +86,14 @@ def test_a_request_gives_the_same_tokens_alone_or_in_company(dtype, prompts):
         assert [c.token_ids for c in alone] == [c.token_ids for c in together[3 * number : 3 * number + 3]]
 
 
-def test_the_weights_that_were_rounded_are_let_go():
+@pytest.mark.skipif(not _csrc.has_amx(), reason="without AMX bf16 weights stay where they are")
+@pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
+def test_the_weights_that_were_packed_are_let_go(int8):
     module, layout = model_in(torch.bfloat16)
     matrices = [weakref.ref(p) for n, p in module.named_parameters() if p.dim() == 2 and "layers" in n]
     assert len(matrices) == 4 * SMALL.num_layers
-    decoder = Decoder(module, layout, 4, SMALL.rotary_base, SMALL.seq_length, int8=True)
+    decoder = Decoder(module, layout, 4, SMALL.rotary_base, SMALL.seq_length, int8=int8)
     del module
     gc.collect()
     assert not [matrix for matrix in matrices if matrix() is not None]
-    held = [layer.qkv for layer in decoder.layers] + [layer.down for layer in decoder.layers]
-    assert all(isinstance(linear, Int8Linear) and linear.weight.dtype == torch.int8 for linear in held)
+    assert all(isinstance(layer.qkv, PackedLinear) for layer in decoder.layers)

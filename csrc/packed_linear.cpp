@@ -1,6 +1,7 @@
-#include "int8_linear.hpp"
+#include "packed_linear.hpp"
 
 #include <cstdlib>
+#include <type_traits>
 
 #include "amx.hpp"
 #include "buffer.hpp"
@@ -13,7 +14,7 @@ using namespace amx;
 
 constexpr long kStep = 32;          // inputs of a tile
 constexpr long kPanel = 32;         // channels of two tiles
-constexpr long kBytes = 2 * kTile;  // of a step of a panel
+constexpr long kNumbers = 2 * kTile;  // of a step of a panel
 constexpr long kAhead = 2;          // steps between the conversion of a tile and its product
 constexpr long kRing = 4;           // steps of converted tiles that are kept
 constexpr long kTasks = 2;          // of a thread: panels that lie together, for what is asked for ahead
@@ -24,6 +25,15 @@ constexpr long kChunk = 8, kBlock = 1 << 19;
 // longer, and on into the first.
 constexpr long kFar = 8192, kNear = 1024;
 
+template <typename Number>
+constexpr bool kWidens = std::is_same_v<Number, std::int8_t>;
+
+AMX_INLINE void ask_ahead(const void* line) {
+  const char* from = static_cast<const char*>(line);
+  _mm_prefetch(from + kFar, _MM_HINT_T1);
+  _mm_prefetch(from + kNear, _MM_HINT_T0);
+}
+
 // The bytes of two tiles to bf16, 2^24 times as large: a byte goes to the top of a 32-bit word, and that is
 // made fp32, whose upper half is all of it.
 AMX_INLINE void widen(const std::int8_t* from, bf16* to) {
@@ -32,10 +42,9 @@ AMX_INLINE void widen(const std::int8_t* from, bf16* to) {
   const __m512i two = _mm512_set4_epi32(0x0effffff, 0x0affffff, 0x06ffffff, 0x02ffffff);
   const __m512i down = _mm512_set4_epi32(0x0f0e0f0e, 0x0b0a0b0a, 0x07060706, 0x03020302);
   const __mmask64 low = 0x3333333333333333;
-  for (int i = 0; i < kBytes / 64; ++i) {
+  for (int i = 0; i < kNumbers / 64; ++i) {
     const __m512i bytes = _mm512_load_si512(from + i * 64);
-    _mm_prefetch(reinterpret_cast<const char*>(from + i * 64 + kFar), _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(from + i * 64 + kNear), _MM_HINT_T0);
+    ask_ahead(from + i * 64);
     const __m512i a = (__m512i)_mm512_cvtepi32_ps(_mm512_slli_epi32(bytes, 24));
     const __m512i b = (__m512i)_mm512_cvtepi32_ps(_mm512_shuffle_epi8(bytes, one));
     const __m512i c = (__m512i)_mm512_cvtepi32_ps(_mm512_shuffle_epi8(bytes, two));
@@ -46,10 +55,14 @@ AMX_INLINE void widen(const std::int8_t* from, bf16* to) {
 }
 
 // Sums [rows, 32] to y [rows, out] from channel `first` on, whole cache lines at a time.
-AMX_TARGET void finish(const float* sums, long rows, const Int8Weight& weight, long first, bf16* y) {
-  const __m512 undo = _mm512_set1_ps(0x1p-24f);
-  const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + first), undo);
-  const __m512 high = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + first + 16), undo);
+template <typename Number>
+AMX_TARGET void finish(const float* sums, long rows, const PackedWeight<Number>& weight, long first, bf16* y) {
+  __m512 low = _mm512_set1_ps(1), high = low;
+  if constexpr (kWidens<Number>) {
+    const __m512 undo = _mm512_set1_ps(0x1p-24f);
+    low = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + first), undo);
+    high = _mm512_mul_ps(_mm512_loadu_ps(weight.scales + first + 16), undo);
+  }
   const long channels = weight.out - first;
   const __mmask32 mask = channels < kPanel ? (1u << channels) - 1 : ~0u;
   for (long r = 0; r < rows; ++r) {
@@ -62,9 +75,10 @@ AMX_TARGET void finish(const float* sums, long rows, const Int8Weight& weight, l
 
 // Up to 32 rows times a panel. A tile is converted while the products of earlier ones are under way, since
 // tiles are loaded from the cache and not from stores that are still on their way there.
-template <bool more>
-AMX_TARGET void few_rows(const bf16* x, const Int8Weight& weight, const std::int8_t* panel, bf16* ring,
+template <bool more, typename Number>
+AMX_TARGET void few_rows(const bf16* x, const PackedWeight<Number>& weight, const Number* panel, bf16* ring,
                          float* sums) {
+  constexpr long kBehind = kWidens<Number> ? kAhead : 0;
   const long steps = weight.in / kStep, stride = weight.in * 2;
   _tile_zero(0);
   _tile_zero(1);
@@ -72,12 +86,18 @@ AMX_TARGET void few_rows(const bf16* x, const Int8Weight& weight, const std::int
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (long step = 0; step < steps + kAhead; ++step) {
-    if (step < steps) widen(panel + step * kBytes, ring + step % kRing * kBytes);
-    if (step < kAhead) continue;
+  for (long step = 0; step < steps + kBehind; ++step) {
+    const bf16* tiles;
+    if constexpr (kWidens<Number>) {
+      if (step < steps) widen(panel + step * kNumbers, ring + step % kRing * kNumbers);
+      if (step < kBehind) continue;
+      tiles = ring + (step - kBehind) % kRing * kNumbers;
+    } else {
+      tiles = panel + step * kNumbers;
+      for (long i = 0; i < kNumbers; i += 32) ask_ahead(tiles + i);
+    }
     __asm__ volatile("" ::: "memory");
-    const bf16* tiles = ring + (step - kAhead) % kRing * kBytes;
-    const bf16* rows = x + (step - kAhead) * kStep;
+    const bf16* rows = x + (step - kBehind) * kStep;
     _tile_loadd(4, rows, stride);
     _tile_loadd(6, tiles, 64);
     _tile_loadd(7, tiles + kTile, 64);
@@ -110,22 +130,29 @@ AMX_TARGET void pack_rows(const bf16* x, long rows, long in, long pair, bf16* pa
 }
 
 // All rows, packed, times a panel, of which a chunk at a time is converted and used for every row.
-AMX_TARGET void many_rows(const bf16* packed, long pairs, const Int8Weight& weight, const std::int8_t* panel,
-                          bf16* chunk, float* sums) {
+template <typename Number>
+AMX_TARGET void many_rows(const bf16* packed, long pairs, const PackedWeight<Number>& weight,
+                          const Number* panel, bf16* chunk, float* sums) {
   const long steps = weight.in / kStep, chunks = (steps + kChunk - 1) / kChunk;
   for (long c = 0; c < chunks; ++c) {
     const long first = steps * c / chunks, count = steps * (c + 1) / chunks - first;
-    for (long k = 0; k < count; ++k) widen(panel + (first + k) * kBytes, chunk + k * kBytes);
+    const bf16* tiles;
+    if constexpr (kWidens<Number>) {
+      for (long k = 0; k < count; ++k) widen(panel + (first + k) * kNumbers, chunk + k * kNumbers);
+      tiles = chunk;
+    } else {
+      tiles = panel + first * kNumbers;
+    }
     for (long pair = 0; pair < pairs; ++pair)
       product(sums + pair * 32 * kPanel, kPanel, packed + (pair * 2 * steps + first) * kTile, steps * kTile,
-              kTile, chunk, kTile, kBytes, count, c > 0);
+              kTile, tiles, kTile, kNumbers, count, c > 0);
   }
 }
 
 // Calls body(next) on every thread, where next() gives the panels, each to one thread, and then -1.
 template <typename Body>
-void over_panels(const Team& team, const Int8Weight& weight, const Body& body) {
-  const long panels = (weight.out + kPanel - 1) / kPanel, workers = team.workers(panels);
+void over_panels(const Team& team, long out, const Body& body) {
+  const long panels = (out + kPanel - 1) / kPanel, workers = team.workers(panels);
   const long tasks = workers * kTasks < panels ? workers * kTasks : panels;
   team.run(tasks, [&](int, auto next) {
     long panel = 0, end = 0;
@@ -142,15 +169,16 @@ void over_panels(const Team& team, const Int8Weight& weight, const Body& body) {
 
 }  // namespace
 
-void int8_linear(const Team& team, long rows, const bf16* x, const Int8Weight& weight, bf16* y) {
+template <typename Number>
+void packed_linear(const Team& team, long rows, const bf16* x, const PackedWeight<Number>& weight, bf16* y) {
   if (rows <= 0) return;
   if (rows <= 32) {
-    over_panels(team, weight, [&](auto next) {
-      alignas(64) bf16 ring[kRing * kBytes];
+    over_panels(team, weight.out, [&](auto next) {
+      alignas(64) bf16 ring[kRing * kNumbers];
       alignas(64) float sums[32 * kPanel];
       const Tiles tiles(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 16);
       for (long p; (p = next()) >= 0;) {
-        const std::int8_t* panel = weight.packed + p * kPanel * weight.in;
+        const Number* panel = weight.packed + p * kPanel * weight.in;
         if (rows > 16)
           few_rows<true>(x, weight, panel, ring, sums);
         else
@@ -162,8 +190,8 @@ void int8_linear(const Team& team, long rows, const bf16* x, const Int8Weight& w
   }
   const long most = kBlock / weight.in < 32 ? 32 : kBlock / weight.in / 32 * 32;
   if (rows > most) {
-    int8_linear(team, most, x, weight, y);
-    int8_linear(team, rows - most, x + most * weight.in, weight, y + most * weight.out);
+    packed_linear(team, most, x, weight, y);
+    packed_linear(team, rows - most, x + most * weight.in, weight, y + most * weight.out);
     return;
   }
   const long pairs = (rows + 31) / 32;
@@ -171,12 +199,12 @@ void int8_linear(const Team& team, long rows, const bf16* x, const Int8Weight& w
   team.run(pairs, [&](int, auto next) {
     for (long pair; (pair = next()) >= 0;) pack_rows(x, rows, weight.in, pair, packed.data());
   });
-  over_panels(team, weight, [&](auto next) {
-    const Buffer<bf16> chunk(kChunk * kBytes);
+  over_panels(team, weight.out, [&](auto next) {
+    const Buffer<bf16> chunk(kChunk * kNumbers);
     const Buffer<float> sums(pairs * 32 * kPanel);
     const Tiles tiles;
     for (long p; (p = next()) >= 0;) {
-      const std::int8_t* panel = weight.packed + p * kPanel * weight.in;
+      const Number* panel = weight.packed + p * kPanel * weight.in;
       many_rows(packed.data(), pairs, weight, panel, chunk.data(), sums.data());
       finish(sums.data(), rows, weight, p * kPanel, y);
     }
@@ -186,6 +214,14 @@ void int8_linear(const Team& team, long rows, const bf16* x, const Int8Weight& w
 #else
 
 // has_amx() is false here, and nobody calls this.
-void int8_linear(const Team&, long, const std::uint16_t*, const Int8Weight&, std::uint16_t*) { std::abort(); }
+template <typename Number>
+void packed_linear(const Team&, long, const std::uint16_t*, const PackedWeight<Number>&, std::uint16_t*) {
+  std::abort();
+}
 
 #endif
+
+template void packed_linear(const Team&, long, const std::uint16_t*, const PackedWeight<std::int8_t>&,
+                            std::uint16_t*);
+template void packed_linear(const Team&, long, const std::uint16_t*, const PackedWeight<std::uint16_t>&,
+                            std::uint16_t*);
