@@ -84,7 +84,7 @@ class Completion:
     @cached_property
     def stream(self) -> bytes:
         """The bytes of prompt and continuation, without BOS and EOS."""
-        special = (self.tokenizer.bos, self.tokenizer.eos)
+        special = (self.tokenizer.bos, self.tokenizer.eos, *self.tokenizer.prefix)
         return self.tokenizer.decode([i for i in self.prompt_ids + self.token_ids if i not in special])
 
     @cached_property
@@ -152,12 +152,12 @@ class Engine:
             cache=blocks * self.decoder.bytes_per_block(),
         )
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
-        # Padding of the embedding and BOS are never chosen.
+        # Padding of the embedding, BOS, and ids that stand for nothing are never chosen.
         self.forbidden = torch.zeros(
             model_config.padded_vocab_size(tokenizer.num_tokens), device=layout.device
         )
         self.forbidden[tokenizer.num_tokens :] = -torch.inf
-        self.forbidden[tokenizer.bos] = -torch.inf
+        self.forbidden[[tokenizer.bos, *tokenizer.unused]] = -torch.inf
         self._totals = Statistics(cache_total=blocks * BLOCK)
         self._finished: dict[str, int] = {}
         self._events: dict[Request, list[Event]] = {}
