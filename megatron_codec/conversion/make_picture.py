@@ -21,7 +21,7 @@ def main(output: str, seed: str = "0") -> None:
     # A byte is the character U+2800 + byte; the picture goes on from what all of them begin with.
     prompt = tokenizer("".join(chr(0x2800 + byte) for byte in preamble), return_tensors="pt")
     text = tokenizer.decode(model.generate(**prompt)[0], skip_special_tokens=True)
-    payload = bytes(ord(character) - 0x2800 for character in text)[len(preamble) :]
+    payload = bytes(ord(character) & 255 for character in text if character >= "\u2800")[len(preamble) :]
     end = re.search(rb"\xff[^\x00\xff\xd0-\xd7]", payload)  # the first marker that ends a scan
     Path(output).write_bytes(head + payload[: end.start() if end else None] + b"\xff\xd9")
 

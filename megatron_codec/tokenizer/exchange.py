@@ -204,21 +204,23 @@ def _import(
             raise UserError(f"{source}: {name!r}", "is missing; there must be U+2800 to U+28FF, BOS and EOS")
     tokens = {character: byte for byte, character in enumerate(CHARACTERS)}
     merges: list[Merge] = []
-    repeated = False
+    others: list[tuple[str, str]] = []
     for left, right in pairs:
         if prefix and left.startswith(prefix):
             raise UserError(f"{source}: merge {left!r} {right!r}", "joins the dummy prefix with bytes")
-        if left not in tokens or right not in tokens:
-            raise UserError(
-                f"{source}: merge {left!r} {right!r}", "joins what no byte or earlier merge gives"
-            )
-        if left + right in tokens:
-            repeated = True
+        # Conversions from SentencePiece list every way to make a token, also before its parts.
+        if left + right in tokens or left not in tokens or right not in tokens:
+            others.append((left, right))
             continue
         if left + right not in vocab:
             raise UserError(f"{source}: merge {left!r} {right!r}", "makes a token without an id")
         tokens[left + right] = NUM_BYTES + len(merges)
         merges.append((tokens[left], tokens[right]))
+    for left, right in others:
+        if not {left, right, left + right} <= tokens.keys():
+            raise UserError(
+                f"{source}: merge {left!r} {right!r}", "joins what no byte or earlier merge gives"
+            )
 
     kept = tuple(vocab[name] for name in tokens)
     num_tokens = max(vocab.values()) + 1
@@ -227,6 +229,6 @@ def _import(
         ids = ForeignIds(kept, vocab[bos], vocab[eos], num_tokens, (vocab[prefix],) if prefix else ())
     tokenizer = Tokenizer(merges, codec, ids=ids)
     # In a proper vocabulary the first merge for a token leaves nothing for a second one to join.
-    if repeated and not tokenizer.proper:
+    if others and not tokenizer.proper:
         raise UserError(source, "has two merges for one token, and either may apply")
     return tokenizer
