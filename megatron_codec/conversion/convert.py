@@ -105,13 +105,13 @@ def convert(config: ConvertConfig) -> bool:
         if config.target == "hf":
             folder.write(partial, description, source.tokenizer, source.codec, name)
             shards.write(
-                partial, description.model, read, dtype, source.tokenizer.num_tokens,
-                int(config.max_shard_size * 2**30),
+                partial, description.model, read, source.weights.padding, dtype,
+                source.tokenizer.num_tokens, int(config.max_shard_size * 2**30),
             )  # fmt: skip
         else:
             target = partial / checkpoint.name_of(description.iteration)
             target.mkdir()
-            distributed.write(target, description, read, source.tokenizer.num_tokens)
+            distributed.write(target, description, read, source.weights.padding, source.tokenizer.num_tokens)
             (partial / checkpoint.LATEST).write_text(f"{description.iteration}\n")
             source.tokenizer.save(partial / "tokenizer.json")
     print(f" {size / 1e9:.3f} GB of weights in {name}, sha256 {digest.hexdigest()}\n saved {config.save}")

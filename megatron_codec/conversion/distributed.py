@@ -82,12 +82,19 @@ class Checkpoint:
         Raises:
             UserError: the file is damaged.
         """
+        if weight.layer is not None:
+            return self._read(weight, weight.layer, 1)[0]
+        return self._read(weight, 0, self.num_tokens if weight.has_rows_of_ids else None)
+
+    def padding(self, weight: Weight) -> Tensor:
+        """The rows behind those of the ids."""
+        return self._read(weight, self.num_tokens, None)
+
+    def _read(self, weight: Weight, start: int, count: int | None) -> Tensor:
+        """`count` entries of the first dimension of what is stored, or all from `start` on."""
         stored = self._stored[weight.key]
         offsets, sizes = [0] * len(stored.size), list(stored.size)
-        if weight.layer is not None:
-            offsets[0], sizes[0] = weight.layer, 1
-        if weight.has_rows_of_ids:
-            sizes[0] = self.num_tokens
+        offsets[0], sizes[0] = start, sizes[0] - start if count is None else count
         target = torch.empty(sizes, dtype=stored.properties.dtype)
         wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
         plan = LoadPlan(create_read_items_for_chunk_list(weight.key, stored, [wanted]))
@@ -95,7 +102,7 @@ class Checkpoint:
             self._reader.read_data(plan, _Into(target)).wait()
         except Exception as error:  # missing and truncated files raise many types
             raise self._damaged(error) from error
-        return target if weight.layer is None else target[0]
+        return target
 
     def _damaged(self, error: Exception) -> UserError:
         return UserError(
@@ -105,14 +112,20 @@ class Checkpoint:
         )
 
 
-def write(path: Path, description: Description, read: Callable[[Weight], Tensor], num_tokens: int) -> None:
+def write(
+    path: Path,
+    description: Description,
+    read: Callable[[Weight], Tensor],
+    padding: Callable[[Weight], Tensor],
+    num_tokens: int,
+) -> None:
     """Writes the weights that `read` gives, and the description, as a checkpoint without an optimizer.
 
     Args:
         path: a folder that exists.
-        num_tokens: ids of the tokenizer; rows of zeros pad the vocabulary.
+        padding: rows behind those of the `num_tokens` ids; where they are too few, zeros follow.
     """
-    planner = _Streamed(description, read, num_tokens)
+    planner = _Streamed(description, read, padding, num_tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # nobody else takes part
         save({}, storage_writer=FileSystemWriter(path), planner=planner, no_dist=True)
@@ -166,8 +179,15 @@ class _Into(LoadPlanner):
 class _Streamed(SavePlanner):
     """Makes each tensor when its turn to be written has come."""
 
-    def __init__(self, description: Description, read: Callable[[Weight], Tensor], num_tokens: int):
-        self.model, self.read, self.num_tokens = description.model, read, num_tokens
+    def __init__(
+        self,
+        description: Description,
+        read: Callable[[Weight], Tensor],
+        padding: Callable[[Weight], Tensor],
+        num_tokens: int,
+    ):
+        self.model, self.num_tokens = description.model, num_tokens
+        self.read, self.padding = read, padding
         self.dtype = torch.bfloat16 if description.bf16 else torch.float32
         self._weights: dict[tuple[str, int], Weight] = {}
 
@@ -204,7 +224,11 @@ class _Streamed(SavePlanner):
         """The tensor of an item."""
         index, data = write_item.index, write_item.tensor_data
         assert index.offset is not None and data is not None
-        tensor = self.read(self._weights[index.fqn, index.offset[0]]).to(self.dtype)
-        padded = torch.zeros(data.chunk.sizes, dtype=self.dtype)
-        (padded if tensor.dim() == padded.dim() else padded[0])[: len(tensor)] = tensor
-        return padded
+        weight = self._weights[index.fqn, index.offset[0]]
+        tensor = self.read(weight).to(self.dtype)
+        if weight.has_rows_of_ids:
+            rows = torch.zeros(data.chunk.sizes, dtype=self.dtype)
+            rest = self.padding(weight)[: len(rows) - len(tensor)]
+            rows[: len(tensor)], rows[len(tensor) : len(tensor) + len(rest)] = tensor, rest
+            return rows
+        return tensor.view(data.chunk.sizes)

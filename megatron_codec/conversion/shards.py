@@ -3,6 +3,7 @@
 model.safetensors                            all in one file, or
 model-00001-of-00003.safetensors ...         shards, and
 model.safetensors.index.json                 which tensor is in which
+    padding.st                                   of a folder of our making: rows of no id, for the way back
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from megatron_codec.model.hf import Weight, join, shape_of, split, weights_of
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+# Training has these rows in its loss. The name keeps transformers and vLLM from reading it.
+PADDING = "padding.st"
 # safetensors writes a shard from memory.
 SHARD_BYTES = 1 << 30
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -75,6 +78,24 @@ class Folder:
         whole = join(weight, [self._tensor(name) for name in weight.theirs], self.model)
         return whole[: self.num_tokens] if weight.has_rows_of_ids else whole
 
+    def padding(self, weight: Weight) -> Tensor:
+        """The rows behind those of the ids that the checkpoint had, or none.
+
+        Raises:
+            UserError: the file is damaged or of another shape.
+        """
+        if not (self.path / PADDING).exists():
+            return torch.empty(0, self.model.hidden_size)
+        with _opened(self.path / PADDING) as tensors:
+            rows = tensors.get_tensor(weight.key).clone()
+        if rows.dim() != 2 or rows.shape[1] != self.model.hidden_size:
+            raise UserError(
+                f"{self.path / PADDING}: {weight.key}",
+                f"has the shape {list(rows.shape)}",
+                "copy the folder again, or delete the file: its rows stand for no id",
+            )
+        return rows
+
     def _tensor(self, name: str) -> Tensor:
         # A file is opened anew for each tensor: of a mapped file, what was read stays in memory.
         with _opened(self.path / self._files[name]) as tensors:
@@ -85,6 +106,7 @@ def write(
     path: Path,
     model: ModelConfig,
     read: Callable[[Weight], Tensor],
+    padding: Callable[[Weight], Tensor],
     dtype: torch.dtype,
     num_tokens: int,
     shard_bytes: int = SHARD_BYTES,
@@ -93,8 +115,11 @@ def write(
 
     Args:
         path: a folder that exists.
-        num_tokens: rows of embedding and output layer.
+        padding: rows behind those of the `num_tokens` ids, kept in a file of their own.
     """
+    rest = {weight.key: padding(weight).to(dtype) for weight in weights_of(model) if weight.has_rows_of_ids}
+    if any(len(rows) for rows in rest.values()):
+        _save(rest, path / PADDING)
     shards = _plan(model, num_tokens, dtype.itemsize, shard_bytes)
     numbers = {name: number for number, shard in enumerate(shards) for name in shard}
     files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
@@ -113,12 +138,16 @@ def write(
             left[number].discard(name)
             if not left[number]:
                 shard = {name: waiting.pop(name) for name in shards[number]}
-                save_file(shard, path / files[number], metadata={"format": "pt"})
-                (path / files[number]).chmod(path.stat().st_mode & 0o666)  # of its own it is private
+                _save(shard, path / files[number])
     if len(shards) > 1:
         index: dict[str, Any] = {"metadata": {"total_size": size}}
         index["weight_map"] = {name: files[number] for name, number in numbers.items()}
         write_json(path / INDEX, index)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)  # of its own it would be private
 
 
 def _plan(model: ModelConfig, num_tokens: int, item_size: int, most: int) -> list[list[str]]:
