@@ -68,7 +68,7 @@ def write_public_model(
     torch.manual_seed(seed)
     fields = SHAPE | {"vocab_size": len(pieces), "tie_word_embeddings": False} | shape
     model = LlamaForCausalLM(LlamaConfig(**fields)).to(dtype)
-    model.save_pretrained(folder, max_shard_size="200KB")
+    model.save_pretrained(folder, max_shard_size="50KB")
     (folder / "tokenizer.model").write_bytes(tokenizer)
     (folder / "tokenizer_config.json").write_text(json.dumps(LLAMA_TOKENIZER))
     return folder

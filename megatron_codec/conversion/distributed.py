@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
@@ -128,7 +129,11 @@ def write(
     planner = _Streamed(description, read, padding, num_tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # nobody else takes part
-        save({}, storage_writer=FileSystemWriter(path), planner=planner, no_dist=True)
+        try:
+            save({}, storage_writer=FileSystemWriter(path), planner=planner, no_dist=True)
+        except CheckpointException as error:  # what a source or the disk raised, Ctrl-C too
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from None
     torch.save({}, path / "common.pt")
     save_config(CheckpointingConfig("torch_dist"), str(path))
     write_json(path / DESCRIPTION, asdict(description))

@@ -75,13 +75,14 @@ def require_same(folder: Path, tokenizer: Tokenizer) -> None:
     """Raises:
     UserError: tokenizer.json of a folder of our making gives other ids than the tokenizer beside it.
     """
-    there = import_hugging_face(folder / FAST, tokenizer.codec)
+    remedy = "copy the folder again: it was changed"
+    try:
+        there = import_hugging_face(folder / FAST, tokenizer.codec)
+    except UserError as error:
+        raise UserError(error.value, error.rule, error.remedy or remedy) from error
     if there.hash != tokenizer.hash:
-        raise UserError(
-            str(folder / FAST),
-            f"gives other ids than the tokenizer {tokenizer.hash[:12]} that the model was trained with",
-            "copy the folder again",
-        )
+        rule = f"gives other ids than the tokenizer {tokenizer.hash[:12]} that the model was trained with"
+        raise UserError(str(folder / FAST), rule, remedy)
 
 
 def library_encoder(folder: Path) -> Callable[[bytes], list[int]] | None:
