@@ -42,7 +42,7 @@ def write(folder: Path, description: Description, tokenizer: Tokenizer, codec: C
         "suppress_tokens": [tokenizer.bos, *tokenizer.unused],
         "do_sample": True,
         "temperature": 1.0,
-        "top_k": 0,
+        "top_k": tokenizer.num_tokens,  # all; older releases of vLLM refuse 0
         "top_p": 1.0,
         "max_length": model.seq_length,
     }
