@@ -37,7 +37,7 @@ class Completion:
     @cached_property
     def stream(self) -> bytes:
         """The bytes of prompt and continuation, without BOS and EOS."""
-        special = (self.tokenizer.bos, self.tokenizer.eos)
+        special = (self.tokenizer.bos, self.tokenizer.eos, *self.tokenizer.prefix)
         return self.tokenizer.decode([i for i in self.prompt_ids + self.token_ids if i not in special])
 
     @cached_property

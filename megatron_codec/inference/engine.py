@@ -119,12 +119,12 @@ class Engine:
             cache=blocks * self.decoder.bytes_per_block(),
         )
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
-        # Padding of the embedding and BOS are never chosen.
+        # Padding of the embedding, BOS, and ids that stand for nothing are never chosen.
         self.forbidden = torch.zeros(
             model_config.padded_vocab_size(tokenizer.num_tokens), device=layout.device
         )
         self.forbidden[tokenizer.num_tokens :] = -torch.inf
-        self.forbidden[tokenizer.bos] = -torch.inf
+        self.forbidden[[tokenizer.bos, *tokenizer.unused]] = -torch.inf
         self.masks = Masks(
             codec, tokenizer, len(self.forbidden), layout.device, config.canonical, config.in_range
         )

@@ -91,6 +91,26 @@ def generate(
     return results
 
 
+def logits(checkpoint_folders: list[str], layouts: list[dict[str, int]], ids: list[int]) -> list[Any]:
+    """Logits after each of `ids`, [checkpoint][token][id], of checkpoints each under its layout.
+
+    Only the process that leads has them; the others give None in their place.
+    """
+    results = []
+    for folder, layout in zip(checkpoint_folders, layouts, strict=True):
+        engine = Engine.load(folder, EngineConfig(**layout, cache_tokens=1024))
+        seen: list[Tensor] = []
+
+        def record(part, rows, seen=seen):
+            seen.append(rows)
+
+        with mock.patch.object(engine, "_score_prompt", record):
+            engine.generate([ids], Sampling(prompt_logprobs=True, max_tokens=0))
+        results.append(torch.cat(seen)[:, : engine.tokenizer.num_tokens].tolist() if seen else None)
+    shut_down()
+    return results
+
+
 def hash_of(tensor: Tensor) -> str:
     """Of the values of a tensor."""
     return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()

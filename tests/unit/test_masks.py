@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from megatron_codec.errors import UserError
 from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.inference.sampling import RowSettings, choose
 from megatron_codec.tokenizer import Tokenizer
+from megatron_codec.tokenizer.vocabulary import ForeignIds
 from tests.data_sources import photo_crops
 from tests.llama import NUM_TOKENS, SMALL, small_model
 
@@ -176,6 +178,20 @@ def test_a_sample_that_was_valid_without_the_grammar_stays_as_it_was(tokenizer):
     for was_valid, without, within in zip(valid, free, held, strict=True):
         assert within.finish_reason == "stop" and CODEC.check(within.stream).valid
         assert was_valid == (within.redrawn == 0) == (within.token_ids == without.token_ids)
+
+
+def test_a_vocabulary_from_elsewhere(tokenizer):
+    """With ids in another order, BOS and EOS among them, some that stand for nothing, and a dummy prefix."""
+    order = np.random.default_rng(0).permutation(322)
+    ids = ForeignIds(tuple(order[:318].tolist()), *order[318:320].tolist(), 322, (int(order[320]),))
+    other = Tokenizer(tokenizer.merges[:62], CODEC.to_dict(), ids=ids)
+    engine = make_engine(other)
+    prompts = [engine.prompt_ids(), engine.prompt_ids(STREAMS[0], 0.5)]
+    assert prompts[1][:2] == [other.bos, *other.prefix]
+    for completion in engine.generate(prompts, Sampling(n=3, temperature=1.5)):
+        assert completion.finish_reason == "stop" and completion.redrawn
+        assert CODEC.check(completion.stream).valid
+        assert not {*other.prefix, *other.unused, other.bos} & set(completion.token_ids)
 
 
 def recites(streams: list[list[int]], engine: Engine):

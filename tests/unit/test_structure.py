@@ -39,6 +39,11 @@ MAY_IMPORT = {
     "flags": {"errors", "config", "presets", "data", "estimate"},
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel", "_csrc"},
+    "conversion": {
+        *("errors", "files", "platform", "config", "parallel", "codecs", "tokenizer", "preprocessing"),
+        "model",
+        "training.checkpoint",
+    },
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
     "training": {
         *("errors", "files", "config", "platform", "parallel", "tokenizer", "data", "model", "estimate"),
