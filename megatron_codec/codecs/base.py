@@ -15,7 +15,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from megatron_codec.errors import UserError
 
 ENTRY_POINTS = "megatron_codec.codecs"
-BUILT_IN = {"jpeg": "megatron_codec.codecs.jpeg:JpegCodec"}
+BUILT_IN = {
+    "jpeg": "megatron_codec.codecs.jpeg:JpegCodec",
+    "avc": "megatron_codec.codecs.avc:AvcCodec",
+}
 
 
 @dataclasses.dataclass(frozen=True)
