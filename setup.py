@@ -32,7 +32,7 @@ extras = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.8", "python-multipart>=0.0.9"]
     + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
     "eval": ["clean-fid>=0.1.35", "scipy<1.18"],
-    "video": ["av>=16"],
+    "video": ["av>=17.1"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright"]

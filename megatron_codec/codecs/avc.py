@@ -22,7 +22,7 @@ import numpy as np
 
 from megatron_codec.codecs.avc_check import Layout, check_stream
 from megatron_codec.codecs.avc_decoder import Concealment, decode_pictures, decode_reported
-from megatron_codec.codecs.avc_encoder import encode_h264
+from megatron_codec.codecs.avc_encoder import encode_h264, x264_version
 from megatron_codec.codecs.avc_files import mux_mp4
 from megatron_codec.codecs.base import DecodeError, Report
 from megatron_codec.codecs.nal import (
@@ -107,10 +107,20 @@ class AvcCodec:
     def head(self) -> bytes:
         """The parameter sets with their start codes, SPS and PPS: what every stream begins with unless it is
         removed, and what comes again before a scene that x264 begins anew."""
-        black = np.zeros((1, self.height, self.width, 3), np.uint8)
-        stream = encode_h264(list(array_frames(black, self.canvas)), self.canvas, self.qp)
+        stream = self._black
         units = [unit for unit in nal_units(stream) if unit.type in (SPS, PPS)]
         return b"".join(stream[unit.start : unit.end] for unit in units)
+
+    @property
+    def x264_version(self) -> str:
+        """Of the encoder, which decides the bytes."""
+        return x264_version(self._black)
+
+    @cached_property
+    def _black(self) -> bytes:
+        """A single black frame, as x264 writes it."""
+        black = np.zeros((1, self.height, self.width, 3), np.uint8)
+        return encode_h264(list(array_frames(black, self.canvas)), self.canvas, self.qp)
 
     @property
     def preamble(self) -> bytes:

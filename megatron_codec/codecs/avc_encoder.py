@@ -1,5 +1,6 @@
 """Frames to H.264 byte streams with x264 (package `av`), as the ffmpeg command of AVC-LM writes them."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -19,6 +20,15 @@ _X264 = {
     "partitions": "none",
     "refs": "3",
 }
+
+
+_VERSION = re.compile(rb"x264 - core (\d+(?: r\d+ \w+)?)")
+
+
+def x264_version(stream: bytes) -> str:
+    """The version that x264 notes in the SEI text of a stream of its own."""
+    found = _VERSION.search(stream)
+    return found.group(1).decode() if found else "unknown"
 
 
 def encode_h264(frames: Sequence[CanvasFrame], canvas: Canvas, qp: int, with_look: bool = False) -> bytes:

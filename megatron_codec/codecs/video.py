@@ -162,8 +162,8 @@ def _opened(source: Source, name: str) -> Iterator[Any]:
     options = {"protocol_whitelist": "file", "format_whitelist": _formats()}
     try:
         container = av.open(file, options=options, metadata_errors="replace")
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:  # of PyAV's own kinds
+        raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
     except (av.FFmpegError, ValueError) as error:
         raise VideoError("not a video", name, f"cannot be opened as a video: {_reason(error)}") from error
     with container:

@@ -67,7 +67,8 @@ class Graph:
     def __init__(self, first: Any, aspect: Fraction | None, canvas: Canvas):
         self._shape = first.width, first.height, first.format.name
         self._graph = graph = pyav().filter.Graph()
-        graph.threads = 1
+        if hasattr(graph, "threads"):  # PyAV 18
+            graph.threads = 1
         source = graph.add(
             "buffer",
             video_size=f"{first.width}x{first.height}",
