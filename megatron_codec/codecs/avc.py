@@ -21,19 +21,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from megatron_codec.codecs.avc_check import Layout, check_stream
-from megatron_codec.codecs.avc_decoder import Concealment, decode_pictures, decode_reported
+from megatron_codec.codecs.avc_decoder import Concealment, decode_pictures, decode_reported, write_rgb
 from megatron_codec.codecs.avc_encoder import encode_h264, x264_version
 from megatron_codec.codecs.avc_files import mux_mp4
 from megatron_codec.codecs.base import DecodeError, Report
 from megatron_codec.codecs.nal import (
-    IDR_SLICE,
     PPS,
     SEI,
     SPS,
-    NalUnit,
-    begins_picture,
     nal_units,
     picture_starts,
+    with_parameter_sets,
     without_units,
 )
 from megatron_codec.codecs.video import (
@@ -191,7 +189,15 @@ class AvcCodec:
         Raises DecodeError if not a single frame can be had.
         """
         pictures = decode_pictures(self.to_h264(stream))
-        return self._clip(stream, [picture.to_ndarray(format="rgb24") for picture in pictures])
+        fitting = [p for p in pictures if (p.width, p.height) == (self.width, self.height)]
+        if not fitting:
+            rule = f"holds no frame of {self.width}x{self.height} pixels that can be decoded"
+            raise DecodeError(f"stream of {len(stream)} bytes", rule)
+        count = min(len(fitting), self.frames)
+        frames = np.empty((self.frames, self.height, self.width, 3), np.uint8)
+        write_rgb(fitting[:count], frames)
+        frames[count:] = frames[count - 1]
+        return frames
 
     def decode_reported(self, stream: bytes) -> tuple[np.ndarray, Concealment]:
         """The frames as `decode` gives them, and what of them was made up. Slower: it decodes twice."""
@@ -205,7 +211,7 @@ class AvcCodec:
         stream has of them, and anything else but slices is left out; `paper_bytes` stay as they are."""
         if self.paper_bytes:
             return stream
-        return self._with_head(stream, nal_units(stream))
+        return with_parameter_sets(stream, self.head)
 
     def to_file(self, stream: bytes) -> bytes:
         """The content of an .mp4 file, which holds the very slices of a sound stream.
@@ -269,23 +275,6 @@ class AvcCodec:
         if self.paper_bytes:
             return stream
         return without_units(stream, (SEI, SPS, PPS) if self.remove_head else (SEI,))
-
-    def _clip(self, stream: bytes, frames: list[np.ndarray]) -> np.ndarray:
-        fitting = [frame for frame in frames if frame.shape == (self.height, self.width, 3)]
-        if not fitting:
-            rule = f"holds no frame of {self.width}x{self.height} pixels that can be decoded"
-            raise DecodeError(f"stream of {len(stream)} bytes", rule)
-        missing = max(0, self.frames - len(fitting))
-        return np.stack(fitting[: self.frames] + fitting[-1:] * missing)
-
-    def _with_head(self, stream: bytes, units: list[NalUnit]) -> bytes:
-        parts = []
-        for unit in units:
-            if unit.is_slice:
-                if not parts or (unit.type == IDR_SLICE and begins_picture(stream, unit)):
-                    parts.append(self.head)
-                parts.append(stream[unit.start : unit.end])
-        return b"".join(parts)
 
     def _too_short(self, name: str, found: int) -> VideoError:
         if found < 2:

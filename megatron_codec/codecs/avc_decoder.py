@@ -1,9 +1,12 @@
 """H.264 byte streams to frames with FFmpeg's decoder, sound or not, and what it had to make up."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from megatron_codec.codecs.video_graph import pyav
 
@@ -45,6 +48,16 @@ class Concealment:
 def decode_pictures(h264: bytes) -> list["av.VideoFrame"]:
     """The pictures of a raw stream, whatever can be had of it; none if there is nothing."""
     return [picture for picture, _ in _decode(h264, None)]
+
+
+def write_rgb(pictures: Sequence["av.VideoFrame"], frames: np.ndarray) -> None:
+    """Writes pictures into `frames`, uint8 [at least as many, height, width, 3], of their size."""
+    reformatter = pyav().video.reformatter.VideoReformatter()  # one; a picture would make its own
+    _, height, width, channels = frames.shape
+    for picture, frame in zip(pictures, frames, strict=False):
+        (plane,) = reformatter.reformat(picture, format="rgb24").planes
+        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        frame[...] = rows[:, : width * channels].reshape(height, width, channels)
 
 
 def decode_reported(h264: bytes, frames: int, size: tuple[int, int], macroblocks: int) -> Concealment:

@@ -10,6 +10,8 @@ P, I = 0, 2  # slice_type modulo 5, table 7-6
 
 _START_CODE = re.compile(b"\x00?\x00\x00\x01")
 _START_OF_PICTURE = re.compile(b"\x00?\x00\x00\x01[\x01\x05\x21\x25\x41\x45\x61\x65][\x80-\xff]")
+_START_OF_IDR = re.compile(b"\x00?\x00\x00\x01[\x05\x25\x45\x65][\x80-\xff]")
+_NO_SLICE = re.compile(b"\x00\x00\x01(?:[^\x01\x05\x21\x25\x41\x45\x61\x65]|\\Z)", re.DOTALL)
 _HEADER_BYTES = 16  # hold the fields that are read of a slice header, emulation prevention included
 
 
@@ -80,6 +82,19 @@ def without_units(stream: bytes, types: tuple[int, ...]) -> bytes:
     """The stream without its units of these types."""
     units = nal_units(stream)
     return b"".join(stream[unit.start : unit.end] for unit in units if unit.type not in types)
+
+
+def with_parameter_sets(stream: bytes, head: bytes) -> bytes:
+    """The slices of a stream, with these parameter sets (and their start codes) before the first and before
+    every IDR picture, and nothing else."""
+    slices = stream.replace(head, b"")
+    if _NO_SLICE.search(slices) or not _START_CODE.match(slices):
+        units = nal_units(stream)
+        slices = b"".join(stream[unit.start : unit.end] for unit in units if unit.is_slice)
+    if not slices:
+        return b""
+    first = _START_OF_IDR.match(slices)
+    return (b"" if first else head) + _START_OF_IDR.sub(lambda match: head + match.group(), slices)
 
 
 class Bits:

@@ -48,7 +48,8 @@ def pyav() -> Any:
     """The package `av`. Raises UserError where it is not installed."""
     try:
         import av
-        import av.filter  # not a part of `import av`
+        import av.filter  # these are no part of `import av`
+        import av.video.reformatter
     except ImportError as error:
         remedy = "pip install 'megatron_codec[video]'"
         raise UserError(
