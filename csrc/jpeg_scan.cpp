@@ -16,6 +16,7 @@ constexpr int kLastCoefficient = 63;
 constexpr int kPartials = 15;  // nothing of a byte; or 1 to 7 bits of it, all ones or not
 constexpr std::uint8_t kFF = 0xFF, kRestart = 0xD0, kEndOfImage = 0xD9;
 constexpr long kMarkerBytes = 2;
+constexpr long kNoWay = 1L << 40;
 
 constexpr int partial_of(int bits, bool ones) { return bits == 0 ? 0 : 2 * bits - 1 + ones; }
 constexpr int bits_of(int partial) { return (partial + 1) / 2; }
@@ -79,7 +80,7 @@ Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
   // The way to the end of the MCU: by bits, or, where the values of coefficients count, by codes without any.
   const std::size_t count = next_.size();
   const auto ways = [&](long price) {
-    std::vector<long> ways(count, 1L << 40);
+    std::vector<long> ways(count, kNoWay);
     for (bool changed = true; changed;) {
       changed = false;
       for (std::size_t state = count; state-- > 0;)
@@ -94,7 +95,7 @@ Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
   };
   const std::vector<long> least = ways(layout_.ranges.empty() ? 1 : 1000);
   least_bits_ = static_cast<int>(layout_.ranges.empty() ? least[0] : ways(1)[0]);
-  const auto way = [&](std::int32_t next) { return next < 0 ? 1L << 41 : next == 0 ? 0 : least[next]; };
+  const auto way = [&](std::int32_t next) { return next < 0 ? kNoWay : next == 0 ? 0 : least[next]; };
   shorter_.resize(count);
   for (std::size_t state = 0; state < count; ++state)
     shorter_[state] = way(next_[state][1]) < way(next_[state][0]);
@@ -126,6 +127,7 @@ Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
   // MCUs behind it come to lie.
   long longest = 0;
   for (std::size_t state = 0; state < count; ++state) {
+    if (least[state] >= kNoWay) continue;  // nothing leads there any more
     long bits = 0;
     for (auto at = static_cast<std::int32_t>(state); bits == 0 || at != 0; ++bits) at = next_[at][shorter_[at]];
     longest = std::max(longest, bits);
