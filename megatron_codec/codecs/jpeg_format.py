@@ -11,7 +11,8 @@ Source: ITU-T T.81, annex B; ITU-T T.871 (JFIF); Adobe's Technical Note 5116 for
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -140,12 +141,18 @@ def check_file(data: bytes, canonical: bool = False, in_range: bool = False) -> 
     """
     try:
         layout = parse(data)
-        scan = layout.scan(canonical, in_range)
+        # Files of one origin have one layout, and an automaton takes longer to build than to run.
+        scan = _automaton(replace(layout, scan_offset=0), canonical, in_range)
     except FormatError as error:
         return Report(False, error.reason, error.offset)
     except ValueError as error:
         return Report(False, str(error), 0)
     return check_scan(layout, scan, data[layout.scan_offset :], layout.scan_offset)
+
+
+@lru_cache(maxsize=16)
+def _automaton(layout: Format, canonical: bool, in_range: bool) -> JpegScan:
+    return layout.scan(canonical, in_range)
 
 
 def check_scan(layout: Format, scan: JpegScan, stream: bytes, offset: int = 0) -> Report:

@@ -139,7 +139,7 @@ def damaged_headers() -> dict[str, bytes]:
         "3 components, or two of one number": put(sof[0] + 13, 1),
         "SOS before SOF0": without(sof),
         "SOS whose length does not fit": put(sos[0] + 4, 2),
-        "a scan of 1 of 3 components": file[: sos[0]] + bytes.fromhex("FFDA0008010100003F00") + file[sos[1] :],
+        "a scan of 1 of 3 components": file[: sos[0]] + bytes.fromhex("FFDA0008010100003F00"),
         "SOS ends in 013F00": put(sos[1] - 3, 1),
         "component 2 in the scan where the frame has 1": put(sos[0] + 5, 2),
         "no quantization table 3": put(sof[0] + 12, 3),
@@ -168,7 +168,7 @@ def test_a_header_cut_anywhere_is_refused():
     for length in range(parse(file).scan_offset):
         report = check_file(file[:length])
         assert not report.valid and report.offset is not None and report.offset <= length
-    for length in range(parse(file).scan_offset, len(file)):
+    for length in range(parse(file).scan_offset, len(file), 7):
         report = check_file(file[:length])
         assert not report.valid and report.offset == length and report.reason.startswith("ends ")
 
