@@ -118,7 +118,7 @@ Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
     }
     doubled_.push_back(whole);
   }
-  if (layout_.interval) {
+  if (layout_.interval && layout_.interval <= layout_.mcus) {
     const Ends ends = cheapest(0, layout_.interval);
     interval_bytes_ = ends.bytes + padding(ends.partial);
   }
