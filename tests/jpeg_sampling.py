@@ -90,6 +90,22 @@ def allowed(grammar: JpegGrammar, cursors: list[JpegCursor], left: list[int], vo
     return rows.view(bool)
 
 
+def finish_by_walking(found: JpegGrammar, at: JpegCursor) -> int:
+    """Reads bytes each of which makes `finish` one shorter, to the end."""
+    at, count = at.copy(), 0
+    while not found.done(at):
+        before = found.finish(at)
+        for byte in range(256):
+            then = at.copy()
+            if found.read(then, byte) and found.finish(then) == before - 1:
+                at = then
+                break
+        else:
+            raise AssertionError(f"no byte makes {before} bytes one fewer")
+        count += 1
+    return count
+
+
 class Samples:
     """Draws tokens from random logits until every sample is done.
 
