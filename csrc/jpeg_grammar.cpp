@@ -13,7 +13,10 @@ namespace {
 
 constexpr std::size_t kPlaceBytes = 64;  // of a row's key, about
 constexpr std::uint8_t kFF = 0xFF;
-constexpr long kMostCounted = (1 << 16) - 1;  // MCUs in the key of a row
+enum : std::uint8_t { kRefused, kAllowed, kDoubtful };  // doubtful: whether it is in range has to be asked
+// Of the key of a row: bits of a state, and of a number of MCUs; the rest is for the slack of a budget.
+constexpr int kStateBits = 20, kMcuBits = 12, kSlackBits = 14;
+constexpr long kMostCounted = (1L << kMcuBits) - 1, kNoSlack = (1L << kSlackBits) - 1;
 constexpr long kUnlimited = std::numeric_limits<long>::max();
 
 // Whether bytes can stand in a scan at all, which has FF before 00, RSTn and EOI only.
@@ -48,10 +51,14 @@ Grammar::Grammar(Scan scan, std::string head, std::vector<std::string> tokens, s
     longest_ = std::max(longest_, token.size());
     if (in_scan(token)) longest_in_scan_ = std::max(longest_in_scan_, token.size());
   }
+  if (scan_.states() >> (kStateBits - 1))  // the first bit of a state is for keys of the head
+    throw UserFault(std::to_string(scan_.states()) + " states of the Huffman tables", "are too many for the grammar");
   reach_ = static_cast<long>(longest_in_scan_ * 8) / scan_.least_bits() + 2;
   if (reach_ > kMostCounted)
     throw UserFault("a token of " + std::to_string(longest_in_scan_) + " bytes", "is too long for the grammar",
                     "train the tokenizer with --max-token-length");
+  // How the bytes of the cheapest MCUs come to lie has to be known for all that are left in the interval.
+  countable_ = scan_.layout().interval && scan_.layout().interval <= reach_ && scan_.most_added() < kNoSlack;
 }
 
 Fault Grammar::step(Cursor& at, std::uint8_t byte) const {
@@ -78,8 +85,25 @@ void Grammar::allow(const Cursor& at, long left, std::uint8_t* to) {
   long slack = left < 0 ? kUnlimited : left - finish(at);
   if (slack < 0) slack = kUnlimited;
   const long most = scan_.most_added();
-  if (!scan_.layout().ranges.empty() || slack <= most) return build(at, slack == kUnlimited ? -1 : left, to);
-  std::memcpy(to, row(at), tokens_.size());
+  const bool ranges = !scan_.layout().ranges.empty();
+  if (slack <= most) {
+    if (ranges || !countable_) return build(at, left, to);
+    std::memcpy(to, row(at, slack), tokens_.size());
+    return;
+  }
+  std::memcpy(to, row(at, kNoSlack), tokens_.size());
+  if (ranges) {
+    const std::size_t doubtful = std::count(to, to + tokens_.size(), kDoubtful);
+    if (doubtful > tokens_.size() / 4) {
+      build(at, -1, to);
+    } else if (doubtful) {
+      for (std::size_t token = 0; token < tokens_.size(); ++token)
+        if (to[token] == kDoubtful) {
+          Cursor then = at;
+          to[token] = read(then, token);
+        }
+    }
+  }
   for (const std::uint32_t token : by_length_) {
     if (slack > most * static_cast<long>(tokens_[token].size())) break;
     if (!to[token]) continue;
@@ -94,26 +118,30 @@ std::size_t Grammar::memory() const {
 }
 
 // What a row depends on: MCUs are counted as far as a token can reach.
-std::uint64_t Grammar::key(const Cursor& at) const {
-  if (static_cast<std::size_t>(at.head) < head_.size()) return ~static_cast<std::uint64_t>(at.head);
+std::uint64_t Grammar::key(const Cursor& at, long slack) const {
+  if (static_cast<std::size_t>(at.head) < head_.size())
+    return ~(static_cast<std::uint64_t>(at.head) << 16 | static_cast<std::uint64_t>(slack));
   const Position& scan = at.scan;
   const auto cut = [&](long mcus) { return static_cast<std::uint64_t>(std::min(mcus, reach_)); };
   const long interval = scan_.layout().interval;
   const std::uint64_t restart = interval ? scan.mcus / interval % 8 : 0;
-  std::uint64_t key = static_cast<std::uint64_t>(scan.state) << 3 | scan.phase;
-  key = key << 3 | restart;
-  key = key << 16 | cut(scan_.mcus_left_in_interval(scan));
-  return key << 16 | cut(scan_.layout().mcus - scan.mcus);
+  std::uint64_t key = static_cast<std::uint64_t>(slack);
+  key = key << kStateBits | static_cast<std::uint64_t>(scan.state);
+  key = key << 6 | scan.phase << 3 | restart;
+  key = key << kMcuBits | cut(scan_.mcus_left_in_interval(scan));
+  return key << kMcuBits | cut(scan_.layout().mcus - scan.mcus);
 }
 
-const std::uint8_t* Grammar::row(const Cursor& at) {
-  const std::uint64_t name = key(at);
+const std::uint8_t* Grammar::row(const Cursor& at, long slack) {
+  const std::uint64_t name = key(at, slack);
   const auto found = places_.find(name);
   if (found != places_.end()) return rows_.data() + found->second;
   if (places_.size() == most_rows_) places_.clear(), rows_.clear();
   const std::size_t place = rows_.size();
   rows_.resize(place + tokens_.size());
-  build(at, -1, rows_.data() + place);
+  Cursor from = at;
+  from.scan.noting = !scan_.layout().ranges.empty();
+  build(from, slack == kNoSlack ? -1 : slack + finish(at), rows_.data() + place);
   places_.emplace(name, place);
   return rows_.data() + place;
 }
@@ -142,7 +170,8 @@ void Grammar::build(const Cursor& at, long left, std::uint8_t* row) const {
       }
       valid += good;
     }
-    row[sorted_[i]] = good && (left < 0 || finish(read[bytes.size()]) < left);
+    good = good && (left < 0 || finish(read[bytes.size()]) < left);
+    row[sorted_[i]] = !good ? kRefused : read[bytes.size()].scan.noted ? kDoubtful : kAllowed;
   }
 }
 

@@ -163,10 +163,26 @@ bool Scan::in_range(const Position& at, int bit, std::int32_t next) const {
   return positive ? from + nearest <= high : from + nearest >= low;
 }
 
+// Whether a bit that leads from one state to the next is within the range whatever was read before.
+bool Scan::always_in_range(const About& about, const About& then) const {
+  if (about.kind == kAcCode) return true;
+  const Range& range = layout_.ranges[layout_.blocks[about.block]];
+  const int both = std::min(range.high[about.coefficient], -range.low[about.coefficient]);
+  if (about.kind == kAcBits) return (1 << about.size) - 1 <= both;
+  if (about.kind == kDcBits) return false;
+  // A size that fits both ways from zero fits one way from everywhere.
+  if (then.kind == kDcBits) return 1 << (then.size - 1) <= both;
+  if (then.kind == kAcCode || then.sizes & 1) return true;
+  const int smallest = then.sizes & -then.sizes;
+  return smallest / 2 <= both;
+}
+
 Fault Scan::read(Position& at, int bit) const {
   const std::int32_t next = next_[at.state][bit];
   if (next < 0) return Fault::kCode;
-  if (!layout_.ranges.empty()) {
+  if (at.noting) {
+    at.noted |= !always_in_range(about_[at.state], about_[next]);
+  } else if (!layout_.ranges.empty()) {
     if (!in_range(at, bit, next)) return Fault::kRange;
     const About& about = about_[at.state];
     if (about.left) {

@@ -63,6 +63,8 @@ struct Position {
   Phase phase = kData;
   std::int16_t value = 0;                           // of the bits that follow a code, so far; with ranges only
   std::array<std::int16_t, kMaxComponents> dc = {};  // what is predicted; with ranges only
+  // Instead of refusing what is out of range, note that something might be: then value and dc do not count.
+  bool noting = false, noted = false;
 };
 
 // Where each of the 256 bytes leads to, if it is not refused.
@@ -122,6 +124,7 @@ class Scan {
 
   void build();
   bool in_range(const Position& at, int bit, std::int32_t next) const;
+  bool always_in_range(const About& about, const About& then) const;
   Fault read(Position& at, int bit) const;
   bool at_marker(const Position& at) const;
   Ends cheapest(int partial, long mcus) const;
