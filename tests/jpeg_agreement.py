@@ -44,7 +44,9 @@ def sampled(rng: random.Random, count: int, largest: int = 256) -> tuple[Setting
     flags = {"canonical": rng.random() < 0.3, "in_range": rng.random() < 0.2}
     found = grammar(setting, **flags)
     least = found.finish(found.begin())
-    budgets = [least + int(rng.expovariate(1 / least)) if rng.random() < 0.7 else -1 for _ in range(count)]
+    budgets = [least + int(rng.expovariate(1 / least)) for _ in range(count)]
+    if rng.random() < 0.2:
+        budgets = [-1] * count
     samples = Samples(found, setting.vocabulary, budgets, rng.choice([0.0, 1.0, 3.0]), rng.randrange(1 << 30))
     scans = samples.draw()
     assert all(drawn <= budget for drawn, budget in zip(samples.drawn, budgets, strict=True) if budget >= 0)
