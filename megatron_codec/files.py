@@ -1,8 +1,9 @@
-"""Output files that appear whole: written under a temporary name, flushed to disk, renamed."""
+"""Output files and folders that appear whole: written under a temporary name, flushed to disk, renamed."""
 
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,27 @@ def whole_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a folder to write into, which takes its name only when the block ends without an exception.
+
+    Args:
+        path: a name that is free, or of an empty folder. Else an OSError comes at the end.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

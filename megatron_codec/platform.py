@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _device
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,10 @@ def _send_cuda_to_cpu() -> None:
     cuda.current_stream, cuda.default_stream = _returns(_Nothing()), _returns(_Nothing())
     cuda.stream = _returns(contextlib.nullcontext())
     cuda.nvtx.range_push, cuda.nvtx.range_pop = _returns(None), _returns(None)
+
+    # `with torch.device("meta")`, by which transformers loads, knows the factories by identity. It notes them
+    # when it is first used: let them be torch's own.
+    _device._device_constructors()
 
     def on_cpu(factory):
         @functools.wraps(factory)

@@ -12,6 +12,7 @@ left out and spliced in again when a stream is decoded.
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,6 +25,7 @@ from megatron_codec._csrc import JpegScan
 from megatron_codec.codecs.base import DecodeError, Report
 from megatron_codec.codecs.images import canonical
 from megatron_codec.codecs.jpeg_format import Format, check_scan, parse
+from megatron_codec.codecs.jpeg_grammar import JpegGrammar
 from megatron_codec.errors import UserError, raise_all
 
 MCU_SIZE = 16
@@ -171,6 +173,16 @@ class JpegCodec:
             offset = next((i for i, (want, got) in enumerate(pairs) if want != got), len(stream))
             return Report(False, "the head differs from the codec's", offset)
         return check_scan(self.format, self._scan, stream[start:], start)
+
+    def grammar(
+        self, tokens: Sequence[bytes], canonical: bool = False, in_range: bool = False
+    ) -> JpegGrammar:
+        """What can follow token by token in this codec's streams.
+
+        Args:
+            canonical, in_range: narrower than what decodes; see `Format.scan`.
+        """
+        return JpegGrammar(self.format, self.preamble, tokens, canonical, in_range)
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings, for `get_codec`."""

@@ -74,6 +74,14 @@ class Tokenizer:
         """Whether every token encodes to itself, as trained ones do. Others are encoded a slower way."""
         return self._encoder.proper
 
+    @property
+    def unused(self) -> list[int]:
+        """Ids of a vocabulary from elsewhere that stand for nothing here, such as <unk>; else none."""
+        if self.ids is None:
+            return []
+        used = {*self.ids.tokens, self.bos, self.eos, *self.prefix}
+        return [id for id in range(self.num_tokens) if id not in used]
+
     @classmethod
     def train(
         cls,

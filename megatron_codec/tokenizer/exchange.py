@@ -26,9 +26,12 @@ def to_text(stream: bytes) -> str:
     return stream.decode("latin-1").translate({byte: FIRST_CHARACTER + byte for byte in range(NUM_BYTES)})
 
 
-def export_hugging_face(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+def export_hugging_face(tokenizer: Tokenizer, path: str | os.PathLike, add_eos: bool = True) -> None:
     """Writes a `tokenizer.json` that gives the same ids for `to_text(stream)`, between BOS and EOS if special
     tokens are asked for.
+
+    Args:
+        add_eos: False for generation, where a text is a prompt: special tokens are then BOS in front alone.
 
     Raises UserError if two tokens stand for the same bytes, which that format cannot say.
     """
@@ -47,6 +50,7 @@ def export_hugging_face(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
     if tokenizer.ids:  # otherwise they follow the vocabulary, as added tokens do
         vocab |= special
     strip = {"type": "Strip", "content": DUMMY_PREFIX, "start": 1, "stop": 0}
+    around = [_template("SpecialToken", "<s>"), _template("Sequence", "A"), _template("SpecialToken", "</s>")]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     write_json(
         path,
@@ -59,11 +63,7 @@ def export_hugging_face(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
             "pre_tokenizer": None,
             "post_processor": {
                 "type": "TemplateProcessing",
-                "single": [
-                    _template("SpecialToken", "<s>"),
-                    _template("Sequence", "A"),
-                    _template("SpecialToken", "</s>"),
-                ],
+                "single": around if add_eos else around[:2],
                 "pair": [_template("Sequence", "A"), _template("Sequence", "B")],
                 "special_tokens": {
                     name: {"id": name, "ids": [id], "tokens": [name]} for name, id in special.items()
@@ -105,26 +105,52 @@ def import_hugging_face(
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(name):
             raise UserError(f"{path}: {name} {model[name]}", "is not supported: ids would differ")
-    prepend = {"type": "Prepend", "prepend": DUMMY_PREFIX}
-    for name, allowed in (("normalizer", (None, prepend)), ("pre_tokenizer", (None,))):
-        if fields.get(name) not in allowed:
-            raise UserError(
-                f"{path}: {name} {fields[name]}", "is not supported: a document has to be one word"
-            )
-
     vocab: dict[str, int] = dict(model["vocab"])
     vocab |= {token["content"]: token["id"] for token in fields.get("added_tokens") or []}
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    prefix = DUMMY_PREFIX if fields.get("normalizer") else None
+    prefix = DUMMY_PREFIX if _prepends(str(path), fields) else None
+    if prefix not in vocab and model.get("unk_token") is None:  # what has no id then falls away
+        prefix = None
     return _import(str(path), vocab, [(left, right) for left, right in pairs], codec, bos, eos, prefix)
 
 
-def import_sentencepiece(path: str | os.PathLike, codec: dict[str, Any] | None = None) -> Tokenizer:
+def _prepends(path: str, fields: dict[str, Any]) -> bool:
+    """Whether a document begins with the dummy prefix. Raises UserError if it is changed or split otherwise.
+
+    Conversions of SentencePiece models say it in two ways, and also that spaces, of which a document has
+    none, become the prefix's character.
+    """
+    normalizer, splitter = fields.get("normalizer"), fields.get("pre_tokenizer")
+    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    prepend = {"type": "Prepend", "prepend": DUMMY_PREFIX}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": DUMMY_PREFIX}
+    if not all(step in (prepend, spaces) for step in steps):
+        raise UserError(f"{path}: normalizer {normalizer}", "is not supported: a document has to be one word")
+    metaspace = {"type": "Metaspace", "replacement": DUMMY_PREFIX, "split": False}
+    if splitter is not None and splitter | metaspace != splitter:
+        raise UserError(
+            f"{path}: pre_tokenizer {splitter}", "is not supported: a document has to be one word"
+        )
+    return prepend in steps or (splitter or {}).get("prepend_scheme", "never") != "never"
+
+
+def import_sentencepiece(
+    path: str | os.PathLike,
+    codec: dict[str, Any] | None = None,
+    bos: str | None = None,
+    eos: str | None = None,
+    added: dict[str, int] | None = None,
+) -> Tokenizer:
     """The tokenizer of a SentencePiece BPE model over the 256 characters. Its ids are kept.
 
     SentencePiece joins two neighbours whenever that gives a piece. The pair that it ever joins for a piece is
     found by encoding the piece with those of higher scores. A model with a dummy prefix begins every document
     with its id.
+
+    Args:
+        codec: of the streams.
+        bos, eos: the pieces of these roles; by default those that the model names.
+        added: ids of tokens that a library puts beside those of the model.
 
     Raises UserError if it is another kind of model, lacks a character, BOS or EOS, or has a piece that is
     never made, or one that joins the dummy prefix with bytes.
@@ -138,9 +164,11 @@ def import_sentencepiece(path: str | os.PathLike, codec: dict[str, Any] | None =
     if model.model_type != BPE:
         raise UserError(f"{path}: model type {model.model_type}", f"must be {BPE}, byte-pair encoding")
     names = [piece.text for piece in model.pieces]
-    for role, id in (("BOS", model.bos_id), ("EOS", model.eos_id)):
-        if not 0 <= id < len(names):
+    roles = [bos, eos]
+    for i, (role, id) in enumerate((("BOS", model.bos_id), ("EOS", model.eos_id))):
+        if roles[i] is None and not 0 <= id < len(names):
             raise UserError(f"{path}: {role} id {id}", "must be the id of a piece")
+        roles[i] = roles[i] or names[id]
 
     joined = [piece for piece in model.pieces if piece.kind == NORMAL and len(piece.text) > 1]
     ranks: dict[tuple[str, str], int] = {}
@@ -150,8 +178,8 @@ def import_sentencepiece(path: str | os.PathLike, codec: dict[str, Any] | None =
             raise UserError(f"{path}: piece {piece.text}", f"is never made: it falls apart into {parts}")
         ranks[parts[0], parts[1]] = len(ranks)
     prefix = DUMMY_PREFIX if model.add_dummy_prefix else None
-    vocab = {name: id for id, name in enumerate(names)}
-    return _import(str(path), vocab, list(ranks), codec, names[model.bos_id], names[model.eos_id], prefix)
+    vocab = (added or {}) | {name: id for id, name in enumerate(names)}
+    return _import(str(path), vocab, list(ranks), codec, str(roles[0]), str(roles[1]), prefix)
 
 
 def _encode(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
@@ -176,21 +204,23 @@ def _import(
             raise UserError(f"{source}: {name!r}", "is missing; there must be U+2800 to U+28FF, BOS and EOS")
     tokens = {character: byte for byte, character in enumerate(CHARACTERS)}
     merges: list[Merge] = []
-    repeated = False
+    others: list[tuple[str, str]] = []
     for left, right in pairs:
         if prefix and left.startswith(prefix):
             raise UserError(f"{source}: merge {left!r} {right!r}", "joins the dummy prefix with bytes")
-        if left not in tokens or right not in tokens:
-            raise UserError(
-                f"{source}: merge {left!r} {right!r}", "joins what no byte or earlier merge gives"
-            )
-        if left + right in tokens:
-            repeated = True
+        # Conversions from SentencePiece list every way to make a token, also before its parts.
+        if left + right in tokens or left not in tokens or right not in tokens:
+            others.append((left, right))
             continue
         if left + right not in vocab:
             raise UserError(f"{source}: merge {left!r} {right!r}", "makes a token without an id")
         tokens[left + right] = NUM_BYTES + len(merges)
         merges.append((tokens[left], tokens[right]))
+    for left, right in others:
+        if not {left, right, left + right} <= tokens.keys():
+            raise UserError(
+                f"{source}: merge {left!r} {right!r}", "joins what no byte or earlier merge gives"
+            )
 
     kept = tuple(vocab[name] for name in tokens)
     num_tokens = max(vocab.values()) + 1
@@ -199,6 +229,6 @@ def _import(
         ids = ForeignIds(kept, vocab[bos], vocab[eos], num_tokens, (vocab[prefix],) if prefix else ())
     tokenizer = Tokenizer(merges, codec, ids=ids)
     # In a proper vocabulary the first merge for a token leaves nothing for a second one to join.
-    if repeated and not tokenizer.proper:
+    if others and not tokenizer.proper:
         raise UserError(source, "has two merges for one token, and either may apply")
     return tokenizer

@@ -63,6 +63,7 @@ class Description:
         consumed_samples: sequences seen.
         bf16: whether the weights are stored in bfloat16.
         fp8: the FP8 settings that it was trained with, or None.
+        optimizer: whether it has the state of an optimizer; one that was converted has weights alone.
     """
 
     model: ModelConfig
@@ -73,17 +74,18 @@ class Description:
     consumed_samples: int
     bf16: bool
     fp8: dict[str, Any] | None = None
+    optimizer: bool = True
 
     @classmethod
-    def read(cls, folder: Path) -> "Description":
+    def read(cls, folder: Path, name: str = DESCRIPTION) -> "Description":
         """Raises:
         UserError: the file is missing, is not JSON, or lacks a field.
         """
-        path = folder / DESCRIPTION
+        path = folder / name
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values["model"] = ModelConfig(**values["model"])
-            values.setdefault("fp8", None)  # of checkpoints from before there was FP8
+            values = {"fp8": None, "optimizer": True} | values  # of checkpoints from before there were these
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -110,7 +112,7 @@ def latest(folder: str | Path) -> Path:
             f"holds no checkpoint (no readable {LATEST} in it)",
             "give the folder that was --save of tools/pretrain.py",
         ) from error
-    return folder / _name(iteration)
+    return folder / name_of(iteration)
 
 
 def exists(folder: str | Path) -> bool:
@@ -133,7 +135,7 @@ def save(
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    final = folder / _name(description.iteration)
+    final = folder / name_of(description.iteration)
     partial = folder / f".{final.name}.tmp"
     if layout.is_main:
         shutil.rmtree(partial, ignore_errors=True)
@@ -210,7 +212,8 @@ def _load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     return loaded
 
 
-def _name(iteration: int) -> str:
+def name_of(iteration: int) -> str:
+    """The folder of a checkpoint."""
     return f"iter_{iteration:07d}"
 
 

@@ -231,6 +231,12 @@ def _starting_point(config: PretrainConfig, corpora: Corpora | None) -> Path | N
             f"is a model of another shape: it has {'; '.join(differing)}",
             "give the same --preset and model flags as for the run that wrote it",
         )
+    if not (description.optimizer or config.checkpoint.finetune):
+        raise UserError(
+            f"--load {config.checkpoint.load}",
+            "has weights and no optimizer state: it was converted",
+            "add --finetune to start from its weights",
+        )
     if corpora is not None and description.tokenizer.get("hash") != corpora.tokenizer.get("hash"):
         raise UserError(
             f"--load {config.checkpoint.load}",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_codec import files
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.inference import Engine, EngineConfig
 from megatron_codec.inference.training_samples import PictureSampler
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
@@ -19,6 +19,7 @@ from megatron_codec.model.weights import named_parameters
 from megatron_codec.parallel import Layout, context_parallel_positions, shut_down
 from megatron_codec.training import checkpoint, pretrain
 from megatron_codec.training.batches import Loader
+from tests.unconstrained import Sampling
 
 
 def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
@@ -86,6 +87,26 @@ def generate(
         results.append(
             [{"ids": c.token_ids, "logprobs": c.logprobs, "reason": c.finish_reason} for c in completions]
         )
+    shut_down()
+    return results
+
+
+def logits(checkpoint_folders: list[str], layouts: list[dict[str, int]], ids: list[int]) -> list[Any]:
+    """Logits after each of `ids`, [checkpoint][token][id], of checkpoints each under its layout.
+
+    Only the process that leads has them; the others give None in their place.
+    """
+    results = []
+    for folder, layout in zip(checkpoint_folders, layouts, strict=True):
+        engine = Engine.load(folder, EngineConfig(**layout, cache_tokens=1024))
+        seen: list[Tensor] = []
+
+        def record(part, rows, seen=seen):
+            seen.append(rows)
+
+        with mock.patch.object(engine, "_score_prompt", record):
+            engine.generate([ids], Sampling(prompt_logprobs=True, max_tokens=0))
+        results.append(torch.cat(seen)[:, : engine.tokenizer.num_tokens].tolist() if seen else None)
     shut_down()
     return results
 

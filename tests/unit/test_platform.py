@@ -49,6 +49,19 @@ def test_what_megatron_asks_of_cuda_is_answered_by_the_cpu(prepared):
     torch.cuda.synchronize()
 
 
+def test_a_device_chosen_by_a_block_is_kept():
+    """transformers makes a model on "meta" before it reads its weights."""
+    code = """
+import torch
+from megatron_codec import platform
+platform.prepare()
+with torch.device("meta"):
+    made = [torch.empty(2), torch.arange(3), torch.zeros_like(torch.ones(2))]
+print({str(tensor.device) for tensor in made})
+"""
+    assert run_python(code) == "{'meta'}"
+
+
 def test_random_state_is_that_of_the_cpu(prepared):
     from megatron.core.tensor_parallel import random
 

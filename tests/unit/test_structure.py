@@ -39,6 +39,11 @@ MAY_IMPORT = {
     "flags": {"errors", "config", "presets", "data", "estimate"},
     "parallel": {"platform", "config"},
     "model": {"platform", "config", "parallel", "_csrc"},
+    "conversion": {
+        *("errors", "files", "platform", "config", "parallel", "codecs", "tokenizer", "preprocessing"),
+        "model",
+        "training.checkpoint",
+    },
     "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
     "training": {
         *("errors", "files", "config", "platform", "parallel", "tokenizer", "data", "model", "estimate"),
@@ -104,7 +109,8 @@ def test_the_order_of_the_parts_has_no_cycle():
 
 
 @pytest.mark.parametrize(
-    "tool", ["preprocess_jpeg", "train_tokenizer", "verify_dataset", "show_dataset", "check_jpeg"]
+    "tool",
+    ["preprocess_jpeg", "preprocess_avc", "train_tokenizer", "verify_dataset", "show_dataset", "check_jpeg"],
 )
 def test_preprocessing_starts_without_torch(tool):
     """What is imported in passing counts as well."""

@@ -1,6 +1,5 @@
 """Vocabularies to and from Hugging Face `tokenizers` and SentencePiece, against both libraries."""
 
-import io
 import json
 import random
 
@@ -21,6 +20,7 @@ from megatron_codec.tokenizer.exchange import (
 from megatron_codec.tokenizer.sentencepiece import read_model
 from tests.bpe_oracles import hugging_face, random_document, random_merges
 from tests.data_sources import photo_crops
+from tests.public_model import sentencepiece_model
 
 EDGES = [b"", b"\x00", b"\xff", b"\x00" * 100, bytes(range(256)), b"\xff\xd9"]
 
@@ -28,21 +28,6 @@ EDGES = [b"", b"\x00", b"\xff", b"\x00" * 100, bytes(range(256)), b"\xff\xd9"]
 @pytest.fixture(scope="module")
 def streams() -> list[bytes]:
     return [JpegCodec().encode(crop) for crop in photo_crops(40)]
-
-
-def sentencepiece_model(streams: list[bytes], vocab_size: int, **settings) -> bytes:
-    model = io.BytesIO()
-    settings = {"model_type": "bpe", "character_coverage": 1.0, "add_dummy_prefix": False} | settings
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=map(to_text, streams),
-        model_writer=model,
-        vocab_size=vocab_size,
-        required_chars="".join(CHARACTERS),
-        max_sentence_length=1 << 20,
-        minloglevel=2,
-        **settings,
-    )
-    return model.getvalue()
 
 
 @pytest.mark.parametrize("vocab_size", [256, 320, 1024])
