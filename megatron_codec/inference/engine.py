@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_codec import parallel
 from megatron_codec.codecs import Codec, get_codec
 from megatron_codec.config import ModelConfig, TrainingConfig
-from megatron_codec.errors import UserError, raise_all
+from megatron_codec.inference.admission import check_request, find_checkpoint
 from megatron_codec.inference.blocks import BLOCK
 from megatron_codec.inference.completion import Collector, Completion
 from megatron_codec.inference.config import EngineConfig, cache_blocks
@@ -35,33 +35,8 @@ from megatron_codec.model import build_model, transformer_config
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training import checkpoint
-from megatron_codec.training.checkpoint import Description
 
 logger = logging.getLogger(__name__)
-
-
-def find_checkpoint(folder: str | Path, config: EngineConfig) -> tuple[Path, Description]:
-    """The newest checkpoint in a folder and what it says of itself.
-
-    Raises:
-        UserError: there is none, or the engine's configuration does not fit it or the number of processes.
-    """
-    start = checkpoint.latest(folder)
-    description = Description.read(start)
-    world_size = parallel.world_size_from_environment()
-    layout = config.parallel
-    faults = [*config.faults(), *layout.faults(world_size), *description.model.faults(layout)]
-    processes = config.tensor_model_parallel_size * config.pipeline_model_parallel_size
-    if processes > 0 and world_size > processes:
-        faults.append(
-            UserError(
-                f"{world_size} processes",
-                f"generation needs TP x PP = {processes}: every process works on the same samples",
-                f"start {processes} (torchrun --nproc-per-node), or change the layout",
-            )
-        )
-    raise_all(faults)
-    return start, description
 
 
 @dataclass(frozen=True)
@@ -128,7 +103,8 @@ class Engine:
         self.masks = Masks(
             codec, tokenizer, len(self.forbidden), layout.device, config.canonical, config.in_range
         )
-        self._totals = Statistics(cache_total=blocks * BLOCK)
+        self._cache_tokens = blocks * BLOCK
+        self._totals = Statistics(cache_total=self._cache_tokens)
         self._finished: dict[str, int] = {}
         self._events: dict[Request, list[Event]] = {}
         self._settings: tuple[tuple[int, ...], RowSettings] | None = None
@@ -248,35 +224,8 @@ class Engine:
             UserError: the prompt is empty, has ids that the model does not know, does not fit, or is no
                 beginning of a valid stream where the samples have to be valid.
         """
-        for field, ids in ((name, prompt), ("stop_token_ids", sampling.stop_token_ids)):
-            unknown = [i for i in ids if not 0 <= i < self.tokenizer.num_tokens]
-            if unknown:
-                raise UserError(
-                    f"{field}: token id {unknown[0]}",
-                    f"must be an id from 0 to {self.tokenizer.num_tokens - 1}",
-                    "encode the prompt with the tokenizer of the checkpoint",
-                )
-        context, most = self.config.seq_length, self.scheduler.pool.count * BLOCK
-        if not 0 < len(prompt) < context:
-            raise UserError(
-                f"{name} of {len(prompt)} tokens",
-                f"must have at least 1 token and fewer than the model's context of {context}",
-                "start with BOS; use a smaller ratio",
-            )
-        wanted = len(prompt) + (1 if sampling.max_tokens is None else sampling.max_tokens)
-        for room, what in ((context, "the model's context"), (most, "the key-value cache")):
-            if wanted > room:
-                raise UserError(
-                    f"max_tokens {sampling.max_tokens} after a prompt of {len(prompt)} tokens",
-                    f"must not be more than what is left of {what} of {room} tokens",
-                    f"use {room - len(prompt)}, or leave it out" if room > len(prompt) else "shorten it",
-                )
-        if sampling.logprobs > self.tokenizer.num_tokens:
-            raise UserError(
-                f"logprobs {sampling.logprobs}",
-                f"must not be more than the {self.tokenizer.num_tokens} tokens that there are",
-                "use 5",
-            )
+        room = {"the model's context": self.config.seq_length, "the key-value cache": self._cache_tokens}
+        check_request(prompt, sampling, self.tokenizer.num_tokens, room, name)
         constrained = sampling.constrained and sampling.max_tokens != 0
         cursor = self.masks.begin(prompt, name) if constrained else None
         return Request(tuple(int(i) for i in prompt), sampling, deliver, cursor)
@@ -284,7 +233,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Takes a request in; its events come with the steps."""
         sampling, prompt = request.sampling, request.prompt
-        room = min(self.config.seq_length, self.scheduler.pool.count * BLOCK) - len(prompt)
+        room = min(self.config.seq_length, self._cache_tokens) - len(prompt)
         limit = room if sampling.max_tokens is None else sampling.max_tokens
         if sampling.prompt_logprobs:
             request.prompt_logprobs = [None] * len(prompt)

@@ -14,9 +14,10 @@ from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
+from megatron_codec.inference.admission import find_checkpoint
 from megatron_codec.inference.completion import Completion
 from megatron_codec.inference.config import EngineConfig
-from megatron_codec.inference.engine import Engine, find_checkpoint
+from megatron_codec.inference.engine import Engine
 from megatron_codec.inference.sampling import Sampling
 from megatron_codec.tokenizer import Tokenizer
 
@@ -65,6 +66,8 @@ def generate(config: GenerateConfig) -> dict:
     """
     sampling, pictures = _check(config)
     engine = Engine.load(config.load, config.engine)
+    if engine.layout.is_main:
+        print(f"{engine.memory} a process", flush=True)
     originals = [(name, engine.codec.encode(picture)) for name, picture in pictures.items()]
     originals += _documents(config, engine)
     prompts = [engine.prompt_ids(stream, config.prompt_ratio) for _, stream in originals]
