@@ -114,6 +114,7 @@ def test_pictures_from_nothing_are_those_of_the_api(real_server, visit, browser)
     for item, verdict, fact in zip(expected, verdicts, facts, strict=True):
         assert verdict == ("Valid file" if item["valid"] else f"Not valid: {item['reason']}")
         assert fact.startswith(f"{item['new_tokens']} tokens")
+        assert f"{item['redrawn']} redrawn ({100 * item['removed']:.1f}" in fact
     files = [base64.b64decode(item["b64_json"]) for item in expected]
     name = real_server.client.get("/v1/models").json()["data"][0]["id"]
     page.click(".all")

@@ -66,6 +66,7 @@ class Picture:
             "seed": self.generation.sampling.seed,
             "index": self.sample.index,
             "valid": report.valid,
+            "removed": sum(self.sample.removed) / max(1, len(self.sample.removed)),
             "redrawn": self.sample.redrawn,
             "reason": report.reason,
             "finish_reason": self.sample.finish_reason,

@@ -72,6 +72,7 @@ class ImageItem(BaseModel):
     seed: int
     index: int
     valid: bool
+    removed: float
     redrawn: int
     reason: str
     finish_reason: str
