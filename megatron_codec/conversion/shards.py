@@ -3,7 +3,7 @@
 model.safetensors                            all in one file, or
 model-00001-of-00003.safetensors ...         shards, and
 model.safetensors.index.json                 which tensor is in which
-    padding.st                                   of a folder of our making: rows of no id, for the way back
+padding.st                                   of a folder of our making: rows of no id, for the way back
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class Folder:
 
     Args:
         model: the shape that config.json tells.
-        num_tokens: ids of the tokenizer; rows beyond are left out.
+        num_tokens: ids of the tokenizer; rows beyond are padding.
         vocab_size, key_value_heads: of config.json.
 
     Raises:
@@ -79,13 +79,14 @@ class Folder:
         return whole[: self.num_tokens] if weight.has_rows_of_ids else whole
 
     def padding(self, weight: Weight) -> Tensor:
-        """The rows behind those of the ids that the checkpoint had, or none.
+        """The rows behind those of the ids, in the weights or, of a folder of our making, beside them.
 
         Raises:
             UserError: the file is damaged or of another shape.
         """
         if not (self.path / PADDING).exists():
-            return torch.empty(0, self.model.hidden_size)
+            [name] = weight.theirs
+            return self._tensor(name)[self.num_tokens :]
         with _opened(self.path / PADDING) as tensors:
             rows = tensors.get_tensor(weight.key).clone()
         if rows.dim() != 2 or rows.shape[1] != self.model.hidden_size:

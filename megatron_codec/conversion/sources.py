@@ -93,7 +93,7 @@ def open_hugging_face(path: Path, assumed: JpegCodec) -> Source:
         )
     if count < rows:
         notes.append(
-            f"{rows - count} rows of embedding and output layer, which belong to no id, are left out"
+            f"{rows - count} rows of embedding and output layer belong to no id: they are taken for padding"
         )
     heads = description.model.num_attention_heads
     if shape.key_value_heads != heads:

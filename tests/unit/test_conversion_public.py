@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.conversion import ConvertConfig, convert
+from megatron_codec.conversion.distributed import Checkpoint
 from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.inference.generate import GenerateConfig, generate
+from megatron_codec.model.hf import weights_of
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.tokenizer.exchange import to_text
 from megatron_codec.training import checkpoint
@@ -155,6 +157,28 @@ def test_special_tokens_are_found_by_their_role(crops, tmp_path, capsys):
     assert (tokenizer.bos, tokenizer.eos, tokenizer.num_tokens) == (301, 300, 302)
     assert tokenizer.unused == [0, 1, 2]
     assert "BOS 301, EOS 300, 3 without a use" in capsys.readouterr().out
+
+
+def test_rows_of_no_id_become_padding(crops, tmp_path, capsys):
+    """And leave the weights of a folder of our making, but come back from it."""
+    slow = sentencepiece_model([CODEC.encode(crop) for crop in crops[:10]], 300)
+    write_public_model(tmp_path / "public", slow, torch.float32, vocab_size=320)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "public")
+    paths = [tmp_path / name for name in ("public", "ours", "out", "back")]
+    kinds = ["hf", "megatron", "hf", "megatron"]
+    for i in range(3):
+        assert convert(ConvertConfig(kinds[i], kinds[i + 1], paths[i], paths[i + 1]))
+    assert "20 rows of embedding and output layer belong to no id" in capsys.readouterr().out
+    out = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert out.lm_head.weight.shape == (300, 64)
+    for path in (tmp_path / "ours", tmp_path / "back"):
+        start = checkpoint.latest(path)
+        weights = Checkpoint(start, Description.read(start).model, 300)
+        first, *_, last = weights_of(weights.model)
+        for weight, rows in ((first, theirs.model.embed_tokens.weight), (last, theirs.lm_head.weight)):
+            assert torch.equal(weights.read(weight), rows[:300])
+            assert torch.equal(weights.padding(weight)[:20], rows[300:])
+            assert not weights.padding(weight)[20:].any()  # of 384 rows
 
 
 def test_a_fast_tokenizer_that_was_made_of_the_slow_one_is_read_too(public, ours, tmp_path):
