@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_codec.errors import UserError
 from megatron_codec.preprocessing.build import build_dataset
+from megatron_codec.preprocessing.checked import CheckedEncoder
 from megatron_codec.preprocessing.flags import InputFlags
 from megatron_codec.preprocessing.skipping import SkipLimit
 from megatron_codec.tokenizer import Tokenizer
@@ -29,12 +30,16 @@ class DatasetFlags(InputFlags):
     joins them."""
     max_skipped: str | None = None
     """Stop when more of them cannot be read: a number, or a share such as 1%."""
+    check: bool = False
+    """Check every stream bit by bit before it is written; one that is not valid ends the run and is named."""
 
 
 def write_dataset(arguments: DatasetFlags) -> None:
     """Writes the dataset that the flags describe, and says what it has become."""
     limit = None if arguments.max_skipped is None else SkipLimit(arguments.max_skipped)
     prefix, encoder = arguments.output_prefix, arguments.encoder()
+    if arguments.check:
+        encoder = CheckedEncoder(encoder)
     manifest = build_dataset(
         prefix,
         arguments.input,
