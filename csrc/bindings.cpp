@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 void bind_bpe(py::module_& module);
 void bind_inference(py::module_& module);
+void bind_jpeg(py::module_& module);
 void bind_kernels(py::module_& module);
 
 static void raise_user_error(std::exception_ptr pointer) {
@@ -20,9 +21,10 @@ static void raise_user_error(std::exception_ptr pointer) {
 }
 
 PYBIND11_MODULE(_csrc, module) {
-  module.doc() = "C++ behind megatron_codec: byte-pair encoding, and kernels of training and generation.";
+  module.doc() = "C++ behind megatron_codec: byte-pair encoding, the grammar of JPEG scans, kernels of training and generation.";
   py::register_exception_translator(raise_user_error);
   bind_bpe(module);
   bind_kernels(module);
   bind_inference(module);
+  bind_jpeg(module);
 }

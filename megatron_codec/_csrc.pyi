@@ -1,5 +1,6 @@
 """What the C++ extension (csrc/) offers to Python. A stream is any object with contiguous bytes."""
 
+import enum
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,3 +76,58 @@ def paged_attention(
 ) -> None: ...
 def int8_linear(team: Team, rows: int, out: int, width: int, *addresses: int) -> None: ...
 def bf16_linear(team: Team, rows: int, out: int, width: int, *addresses: int) -> None: ...
+
+class JpegFault(enum.Enum):
+    """Why a byte of a JPEG scan is refused; csrc/jpeg_scan.hpp."""
+
+    NONE = 0
+    CODE = 1
+    RANGE = 2
+    STUFFING = 3
+    PADDING = 4
+    MARKER = 5
+    AFTER_END = 6
+    HEAD = 7
+
+_Place = tuple[int, int, int]  # MCU, block of it, coefficient
+
+class JpegScan:
+    """The scan of a baseline JPEG as an automaton; csrc/jpeg_scan.hpp."""
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        dc: Sequence[tuple[Sequence[int], bytes]],
+        ac: Sequence[tuple[Sequence[int], bytes]],
+        mcus: int,
+        interval: int,
+        canonical: bool,
+        ranges: Sequence[tuple[Sequence[int], Sequence[int]]],
+    ) -> None: ...
+    def check(self, scan: bytes) -> tuple[JpegFault, int, _Place] | None:
+        """The first fault, its offset and place; NONE where bytes are missing, None for a whole scan."""
+
+    @property
+    def states(self) -> int: ...
+
+class JpegCursor:
+    """Where a stream stands."""
+
+    def copy(self) -> JpegCursor: ...
+    @property
+    def mcus(self) -> int: ...
+
+class JpegGrammar:
+    """Which tokens can follow in a JPEG; csrc/jpeg_grammar.hpp."""
+
+    def __init__(self, scan: JpegScan, head: bytes, tokens: Sequence[bytes], memory: int) -> None: ...
+    def begin(self) -> JpegCursor: ...
+    def read(self, at: JpegCursor, token: int) -> bool: ...
+    def read_bytes(self, at: JpegCursor, stream: bytes) -> tuple[JpegFault, int, _Place]: ...
+    def done(self, at: JpegCursor) -> bool: ...
+    def finish(self, at: JpegCursor) -> int: ...
+    def allow(self, cursors: Sequence[JpegCursor], left: Sequence[int], rows: int, stride: int) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def memory(self) -> int: ...

@@ -19,10 +19,11 @@ def main() -> None:
     finally:
         parallel.shut_down()
     if summary:
+        without = f" ({summary['share_valid_without_grammar']:.1%} without the grammar)"
         print(
             f"{summary['samples']} samples in {summary['seconds']:.1f} s "
             f"({summary['tokens_per_second']:.0f} tokens/s); {summary['share_that_decodes']:.1%} decode, "
-            f"{summary['share_with_valid_markers']:.1%} have every marker in its place; "
+            f"{summary['share_valid']:.1%} are valid{without if config.constrain else ''}; "
             f"see {config.output / 'contact_sheet.png'}"
         )
 

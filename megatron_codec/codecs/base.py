@@ -8,9 +8,12 @@ point of the group `megatron_codec.codecs` that points at such a class:
 """
 
 import dataclasses
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
 
 from megatron_codec.errors import UserError
 
@@ -65,6 +68,40 @@ class Codec(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """`{"name": ..., "settings": {...}}`, JSON values only; `get_codec` takes both back."""
+        ...
+
+
+class Grammar(Protocol):
+    """Which tokens can follow in a stream, so that it becomes a whole and valid one.
+
+    A codec may have one: a method `grammar(tokens, canonical, in_range)`, given the bytes of each token. A
+    cursor is where a stream stands; it has a method `copy`. `begin`, `read`, `done` and `finish` may be
+    called on several threads at a time, `allow` on one.
+    """
+
+    def begin(self, prompt: bytes) -> Any:
+        """The cursor after the first bytes of a stream. Raises UserError where no stream begins so."""
+        ...
+
+    def allow(self, cursors: Sequence[Any], left: Sequence[int], rows: np.ndarray) -> None:
+        """Writes 1 into uint8 rows [b, at least the number of tokens] for every token that can come next,
+        else 0: none where the stream has ended.
+
+        Args:
+            left: tokens that can still come. Where they were enough for the end once, they always are.
+        """
+        ...
+
+    def read(self, cursor: Any, token: int) -> bool:
+        """Moves on by a token; False, and nothing moved, where that cannot come."""
+        ...
+
+    def done(self, cursor: Any) -> bool:
+        """Whether the stream has ended."""
+        ...
+
+    def finish(self, cursor: Any) -> int:
+        """Tokens that are enough to end the stream."""
         ...
 
 

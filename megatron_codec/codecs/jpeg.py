@@ -12,6 +12,7 @@ left out and spliced in again when a stream is decoded.
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,15 +21,17 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from megatron_codec._csrc import JpegScan
 from megatron_codec.codecs.base import DecodeError, Report
 from megatron_codec.codecs.images import canonical
+from megatron_codec.codecs.jpeg_format import Format, check_scan, parse
+from megatron_codec.codecs.jpeg_grammar import JpegGrammar
 from megatron_codec.errors import UserError, raise_all
 
 MCU_SIZE = 16
 _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = b"\xff\xd9"
 _RESTART_MARKER = re.compile(rb"\xff[\xd0-\xd7]")
-_MARKER = re.compile(rb"\xff(?!\x00).?", re.DOTALL)
 # What ends a scan: any marker but RSTn. FFFF is fill (T.81 B.1.1.2), FF00 a data byte.
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
@@ -153,34 +156,33 @@ class JpegCodec:
         ends = [match.end() for match in _RESTART_MARKER.finditer(stream, start)]
         return len(ends), stream[: ends[-1] if ends else start]
 
-    def check(self, stream: bytes) -> Report:
-        """Whether head, restart markers (order and number) and EOI are those of a complete picture.
+    @cached_property
+    def format(self) -> Format:
+        """What every standalone file's head says of its scan."""
+        return parse(self.file_head)
 
-        The Huffman-coded bits between two markers are not looked into.
-        """
+    @cached_property
+    def _scan(self) -> JpegScan:
+        return self.format.scan()
+
+    def check(self, stream: bytes) -> Report:
+        """Whether the stream is strictly valid: the codec's head, and every bit of a whole scan and EOI."""
         start = len(self.preamble)
         if not stream.startswith(self.preamble):
             pairs = zip(self.preamble, stream, strict=False)
             offset = next((i for i, (want, got) in enumerate(pairs) if want != got), len(stream))
             return Report(False, "the head differs from the codec's", offset)
-        patch = -1
-        for patch, match in enumerate(_MARKER.finditer(stream, start)):
-            offset, marker = match.start(), match.group()
-            if offset == start:
-                return Report(False, f"patch {patch} has no data", offset)
-            is_last = patch == self.num_patches - 1
-            expected = _END_OF_IMAGE if is_last else bytes((0xFF, 0xD0 + patch % 8))
-            if marker != expected:
-                found = f"found {marker.hex().upper()}, expected {expected.hex().upper()}"
-                return Report(False, f"{found} after patch {patch}", offset)
-            start = match.end()
-            if is_last:
-                break
-        else:
-            return Report(False, f"ends within patch {patch + 1} of {self.num_patches}", len(stream))
-        if start < len(stream):
-            return Report(False, f"{len(stream) - start} bytes follow the end of the image", start)
-        return Report(True)
+        return check_scan(self.format, self._scan, stream[start:], start)
+
+    def grammar(
+        self, tokens: Sequence[bytes], canonical: bool = False, in_range: bool = False
+    ) -> JpegGrammar:
+        """What can follow token by token in this codec's streams.
+
+        Args:
+            canonical, in_range: narrower than what decodes; see `Format.scan`.
+        """
+        return JpegGrammar(self.format, self.preamble, tokens, canonical, in_range)
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings, for `get_codec`."""

@@ -53,7 +53,7 @@ def write_report(run: Path) -> dict[str, Any]:
         "below_unigram": 1 - nats / unigram,
         "samples": samples["samples"] + completions["samples"],
         "share_that_decodes": _weighted("share_that_decodes", samples, completions),
-        "share_with_valid_markers": _weighted("share_with_valid_markers", samples, completions),
+        "share_valid": _weighted("share_valid", samples, completions),
         "sampling_tokens_per_second": samples["tokens_per_second"],
     }
     _plot(losses, validation, unigram, run / "loss.png")
@@ -128,7 +128,7 @@ def _markdown(name: str, numbers: dict[str, Any], codec: dict[str, Any]) -> str:
 | held-out loss below the unigram model | {numbers["below_unigram"]:.1%} |
 | held-out bits a byte of payload | {numbers["held_out_bits_per_payload_byte"]:.3f} |
 | samples that decode | {numbers["share_that_decodes"]:.1%} of {numbers["samples"]} |
-| samples with every marker in its place | {numbers["share_with_valid_markers"]:.1%} |
+| valid samples | {numbers["share_valid"]:.1%} |
 | sampling, tokens a second | {numbers["sampling_tokens_per_second"]:.0f} |
 
 ![loss](loss.png)

@@ -5,8 +5,9 @@ Read `engine.py` first, then `scheduler.py` (which tokens come next), `blocks.py
 """
 
 import megatron_codec.model  # noqa: F401  prepares the platform before megatron.core is imported
+from megatron_codec.inference.completion import Completion
 from megatron_codec.inference.config import EngineConfig
-from megatron_codec.inference.engine import Completion, Engine
+from megatron_codec.inference.engine import Engine
 from megatron_codec.inference.sampling import Sampling
 
 __all__ = ["Completion", "Engine", "EngineConfig", "Sampling"]

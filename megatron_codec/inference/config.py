@@ -35,6 +35,11 @@ class EngineConfig:
     cache_tokens: int | None = None
     """Tokens in the key-value cache, of all samples together; by default as many as --max-batch-size samples
     can have, or as fit into half of a CPU's free memory, or 85% of a GPU's."""
+    canonical: bool = False
+    """Of what the grammar lets follow, only what an encoder of the same picture writes: no run of sixteen
+    zeros at the end of a block."""
+    in_range: bool = False
+    """Of what the grammar lets follow, only coefficients that pictures of 8 bits have."""
     tensor_model_parallel_size: int = 1
     """Processes that share each layer, under torchrun."""
     pipeline_model_parallel_size: int = 1

@@ -10,10 +10,10 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
@@ -23,8 +23,10 @@ from megatron_codec.codecs import Codec, get_codec
 from megatron_codec.config import ModelConfig, TrainingConfig
 from megatron_codec.errors import UserError, raise_all
 from megatron_codec.inference.blocks import BLOCK
+from megatron_codec.inference.completion import Collector, Completion
 from megatron_codec.inference.config import EngineConfig, cache_blocks
 from megatron_codec.inference.decoder import Decoder
+from megatron_codec.inference.masks import Masks
 from megatron_codec.inference.requests import Deliver, Event, Request, Statistics
 from megatron_codec.inference.sampling import RowSettings, Sampling, choose
 from megatron_codec.inference.scheduler import Part, Sample, Scheduler
@@ -60,41 +62,6 @@ def find_checkpoint(folder: str | Path, config: EngineConfig) -> tuple[Path, Des
         )
     raise_all(faults)
     return start, description
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sample.
-
-    Attributes:
-        prompt_ids: the prompt as it was given, BOS included.
-        token_ids: the new tokens, EOS included where the sample ended by itself.
-        logprobs: natural log-probability of each new token under the model, before temperature and cuts.
-        finish_reason: `stop` at EOS, `length` at the limit.
-        codec, tokenizer: what turns the ids into bytes and a picture.
-    """
-
-    prompt_ids: list[int]
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
-    codec: Codec
-    tokenizer: Tokenizer
-
-    @cached_property
-    def stream(self) -> bytes:
-        """The bytes of prompt and continuation, without BOS and EOS."""
-        special = (self.tokenizer.bos, self.tokenizer.eos, *self.tokenizer.prefix)
-        return self.tokenizer.decode([i for i in self.prompt_ids + self.token_ids if i not in special])
-
-    @cached_property
-    def media(self):
-        """The decoded picture or clip.
-
-        Raises:
-            DecodeError: the stream cannot be decoded.
-        """
-        return self.codec.decode(self.stream)
 
 
 @dataclass(frozen=True)
@@ -158,6 +125,9 @@ class Engine:
         )
         self.forbidden[tokenizer.num_tokens :] = -torch.inf
         self.forbidden[[tokenizer.bos, *tokenizer.unused]] = -torch.inf
+        self.masks = Masks(
+            codec, tokenizer, len(self.forbidden), layout.device, config.canonical, config.in_range
+        )
         self._totals = Statistics(cache_total=blocks * BLOCK)
         self._finished: dict[str, int] = {}
         self._events: dict[Request, list[Event]] = {}
@@ -221,7 +191,7 @@ class Engine:
         """
         if not isinstance(sampling, Sequence):
             sampling = [sampling or Sampling()] * len(prompts)
-        collected = [_Collector(settings.n, progress) for settings in sampling]
+        collected = [Collector(settings.n, progress) for settings in sampling]
         requests = [
             self.request(prompt, settings, collector, f"prompt {number}")
             for number, (prompt, settings, collector) in enumerate(
@@ -249,12 +219,14 @@ class Engine:
                 prompt_ids=list(request.prompt),
                 token_ids=ids,
                 logprobs=logprobs,
+                removed=removed,
+                redrawn=redrawn,
                 finish_reason=reason,
                 codec=self.codec,
                 tokenizer=self.tokenizer,
             )
             for request, of_request in zip(requests, samples, strict=True)
-            for ids, logprobs, reason in of_request
+            for ids, logprobs, removed, redrawn, reason in of_request
         ]
 
     def prompt_ids(self, stream: bytes | None = None, ratio: float = 0.0) -> list[int]:
@@ -273,7 +245,8 @@ class Engine:
         """A request for `add`, when it can be served at all.
 
         Raises:
-            UserError: the prompt is empty, has ids that the model does not know, or does not fit.
+            UserError: the prompt is empty, has ids that the model does not know, does not fit, or is no
+                beginning of a valid stream where the samples have to be valid.
         """
         for field, ids in ((name, prompt), ("stop_token_ids", sampling.stop_token_ids)):
             unknown = [i for i in ids if not 0 <= i < self.tokenizer.num_tokens]
@@ -304,7 +277,9 @@ class Engine:
                 f"must not be more than the {self.tokenizer.num_tokens} tokens that there are",
                 "use 5",
             )
-        return Request(tuple(int(i) for i in prompt), sampling, deliver)
+        constrained = sampling.constrained and sampling.max_tokens != 0
+        cursor = self.masks.begin(prompt, name) if constrained else None
+        return Request(tuple(int(i) for i in prompt), sampling, deliver, cursor)
 
     def add(self, request: Request) -> None:
         """Takes a request in; its events come with the steps."""
@@ -318,6 +293,9 @@ class Engine:
             Sample(request, number, list(prompt), limit, sampling.random_numbers(prompt, number, limit))
             for number in range(sampling.n)
         ]
+        if request.cursor is not None:
+            for sample in samples:
+                sample.cursor = request.cursor.copy()
         self.scheduler.add(request, samples)
         self._totals.prompt_tokens += len(prompt)
 
@@ -432,8 +410,13 @@ class Engine:
         if not samples:
             return
         logprobs = torch.log_softmax(logits + self.forbidden, dim=-1)
-        random = torch.tensor([s.random[s.new_tokens] for s in samples], dtype=torch.float64)
-        tokens = choose(logprobs, self._settings_of(samples), random.to(logprobs.device))
+        random = torch.from_numpy(np.stack([s.random[s.new_tokens] for s in samples]))
+        allowed = self.masks.of([s.cursor for s in samples], [s.limit - s.new_tokens for s in samples])
+        tokens, removed, redrawn = choose(
+            logprobs, self._settings_of(samples), random.to(logprobs.device), allowed
+        )
+        lost = [0.0] * len(samples) if removed is None else removed.tolist()
+        again = [False] * len(samples) if redrawn is None else redrawn.tolist()
         chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
         top: list[tuple[dict[int, float], ...]] = [()] * len(samples)
         most = max(sample.request.sampling.logprobs for sample in samples)
@@ -442,14 +425,21 @@ class Engine:
             for i, sample in enumerate(samples):
                 count = sample.request.sampling.logprobs
                 top[i] = (dict(list(likeliest[i].items())[:count]),) if count else ()
-        for sample, token, logprob, alternatives in zip(samples, tokens.tolist(), chosen, top, strict=True):
+        for row, (sample, token) in enumerate(zip(samples, tokens.tolist(), strict=True)):
             sample.tokens.append(token)
+            if sample.cursor is not None:
+                self.masks.read(sample.cursor, token)
+                self._totals.constrained_tokens += 1
+                self._totals.removed += lost[row]
+                self._totals.redrawn += again[row]
             sampling, reason = sample.request.sampling, None
             if token in sampling.stop_token_ids or (token == self.tokenizer.eos and not sampling.ignore_eos):
                 reason = "stop"
             elif sample.new_tokens == sample.limit:
                 reason = "length"
-            event = Event(sample.number, (token,), (logprob,), alternatives, reason)
+            event = Event(
+                sample.number, (token,), (chosen[row],), top[row], (lost[row],), int(again[row]), reason
+            )
             if reason:
                 self._end(sample, event)
             else:
@@ -480,23 +470,6 @@ class Engine:
                 self.cancel(request)
             if request.number not in self.scheduler.open:
                 request.finished.set()
-
-
-class _Collector:
-    """Gathers the events of one request: of each sample token ids, log-probabilities, finish reason."""
-
-    def __init__(self, n: int, progress: Callable[[int], object]):
-        self.samples: list[tuple[list[int], list[float], str]] = [([], [], "") for _ in range(n)]
-        self._progress = progress
-
-    def __call__(self, events: Sequence[Event]) -> None:
-        for event in events:
-            ids, logprobs, _ = self.samples[event.sample]
-            ids += event.token_ids
-            logprobs += event.logprobs
-            if event.finish_reason:
-                self.samples[event.sample] = ids, logprobs, event.finish_reason
-                self._progress(1)
 
 
 def _likeliest(logprobs: Tensor, count: int) -> list[dict[int, float]]:

@@ -14,8 +14,9 @@ from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
+from megatron_codec.inference.completion import Completion
 from megatron_codec.inference.config import EngineConfig
-from megatron_codec.inference.engine import Completion, Engine, find_checkpoint
+from megatron_codec.inference.engine import Engine, find_checkpoint
 from megatron_codec.inference.sampling import Sampling
 from megatron_codec.tokenizer import Tokenizer
 
@@ -48,6 +49,8 @@ class GenerateConfig:
     """Among those with at least this share of the likeliest token's probability."""
     max_tokens: int | None = None
     """New tokens a sample at most; by default to the end of the model's context."""
+    constrain: bool = True
+    """Let only tokens follow that can become a whole, valid file (docs/grammar.md)."""
     seed: int = 0
     """Of the random numbers; the same seed gives the same pictures."""
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
@@ -102,6 +105,7 @@ def _check(config: GenerateConfig) -> tuple[Sampling, dict[str, Image.Image]]:
             seed=config.seed,
             n=max(1, config.num_samples),
             max_tokens=config.max_tokens,
+            constrain=config.constrain,
         )
     pictures: dict[str, Image.Image] = {}
     for path in config.prompt_image:
@@ -168,11 +172,13 @@ def _write(
             {
                 "file": file.name,
                 "decodes": picture is not None,
-                "markers_valid": report.valid,
+                "valid": report.valid,
                 "fault": fault or report.reason,
                 "finish_reason": completion.finish_reason,
                 "new_tokens": len(completion.token_ids),
                 "mean_logprob": sum(completion.logprobs) / len(completion.logprobs),
+                "mean_removed": sum(completion.removed) / len(completion.removed),
+                "redrawn_tokens": completion.redrawn,
             }
         )
     if originals:
@@ -191,10 +197,12 @@ def _write(
     with whole_file(config.output / "contact_sheet.png") as stream:
         sheet.save(stream, format="PNG")
     new_tokens = sum(sample["new_tokens"] for sample in samples)
+    untouched = sum(sample["valid"] and not sample["redrawn_tokens"] for sample in samples) / len(samples)
     summary = {
         "samples": len(samples),
         "share_that_decodes": sum(sample["decodes"] for sample in samples) / len(samples),
-        "share_with_valid_markers": sum(sample["markers_valid"] for sample in samples) / len(samples),
+        "share_valid": sum(sample["valid"] for sample in samples) / len(samples),
+        "share_valid_without_grammar": untouched,
         "seconds": seconds,
         "tokens_per_second": new_tokens / seconds,
         "seed": config.seed,

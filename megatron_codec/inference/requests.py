@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_codec.inference.sampling import Sampling
 
@@ -19,6 +20,8 @@ class Event:
         token_ids: new tokens; none where the sample only ended.
         logprobs: natural log-probability of each under the model, before temperature and cuts.
         top_logprobs: of each, the `Sampling.logprobs` likeliest tokens with theirs.
+        removed: of each, the probability that the grammar took away from what the settings kept.
+        redrawn: how many of them the grammar put in place of what had come without it.
         finish_reason: `stop` at EOS or a stop token, `length` at the limit, `cancelled`, or `error`
             (`Request.error` says which); None while it goes on.
     """
@@ -27,6 +30,8 @@ class Event:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[dict[int, float], ...] = ()
+    removed: tuple[float, ...] = ()
+    redrawn: int = 0
     finish_reason: str | None = None
 
 
@@ -39,6 +44,7 @@ class Request:
 
     Attributes:
         prompt: token ids.
+        cursor: where the grammar stands behind the prompt, or None.
         deliver: called after each step that concerns the request, on the engine's thread; must not block.
         cached_tokens: of the prompt, those whose keys were there already, known at the first event.
         prompt_logprobs: where `Sampling.prompt_logprobs` asks for them, one for each prompt token (None for
@@ -50,6 +56,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: Sampling
     deliver: Deliver
+    cursor: Any = None
     number: int = field(default_factory=lambda: next(_numbers))
     cached_tokens: int = 0
     prompt_logprobs: list[float | None] = field(default_factory=list)
@@ -74,6 +81,8 @@ class Statistics:
         cache_used, cache_total: tokens in the key-value cache; kept prompts that nobody uses are not used.
         prompt_tokens, cached_tokens, generated_tokens: since the start; cached ones are among the prompts'.
         finished: samples by finish reason.
+        constrained_tokens, removed, redrawn: generated under a grammar, the probability that it took away
+            from each, summed, and how many it put in place of others.
         steps, step_seconds: forward passes, and how long they took together.
     """
 
@@ -85,5 +94,8 @@ class Statistics:
     cached_tokens: int = 0
     generated_tokens: int = 0
     finished: dict[str, int] = field(default_factory=dict)
+    constrained_tokens: int = 0
+    removed: float = 0.0
+    redrawn: int = 0
     steps: int = 0
     step_seconds: float = 0.0

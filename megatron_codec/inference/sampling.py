@@ -7,6 +7,7 @@ prompt, the sample's number and the token's place, so a request gives the same t
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class Sampling:
         ignore_eos: go on after EOS.
         logprobs: how many of the likeliest tokens to report beside each token.
         prompt_logprobs: report log-probabilities of the prompt's tokens too; `max_tokens` may then be 0.
+        constrain: let only tokens follow that can become a whole, valid file of the codec, within
+            `max_tokens` where that is enough for one. None does so unless `ignore_eos` is set.
     """
 
     temperature: float = 1.0
@@ -44,11 +47,21 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int = 0
     prompt_logprobs: bool = False
+    constrain: bool | None = None
 
     def __post_init__(self):
         raise_all(list(self._faults()))
 
+    @property
+    def constrained(self) -> bool:
+        """Whether tokens are held to the codec's grammar."""
+        return not self.ignore_eos if self.constrain is None else self.constrain
+
     def _faults(self) -> Iterator[UserError]:
+        if self.constrain and self.ignore_eos:
+            yield UserError(
+                "constrain with ignore_eos", "nothing can follow the end of a file", "leave one of them out"
+            )
         if not 0 <= self.temperature < float("inf"):
             yield UserError(
                 f"temperature {self.temperature}",
@@ -74,10 +87,13 @@ class Sampling:
             yield UserError(f"logprobs {self.logprobs}", "must be at least 0", "use 0")
 
     def random_numbers(self, prompt: Sequence[int], sample: int, count: int) -> np.ndarray:
-        """float64 [count] in [0, 1) for the tokens of one sample of one prompt, given by its ids."""
+        """float64 [count, 2] in [0, 1) for the tokens of one sample of one prompt, given by its ids: for each
+        token, and for drawing it again where a grammar refuses it."""
         identity = hashlib.sha256(np.asarray(prompt, np.int64).tobytes()).digest()
-        key = np.random.SeedSequence([self.seed & (2**64 - 1), int.from_bytes(identity, "little"), sample])
-        return np.random.Generator(np.random.Philox(key)).random(count)
+        key = [self.seed & (2**64 - 1), int.from_bytes(identity, "little"), sample]
+        # Of each the first ones, however many there are.
+        sources = (np.random.Philox(np.random.SeedSequence(words)) for words in (key, [*key, 1]))
+        return np.stack([np.random.Generator(source).random(count) for source in sources], 1)
 
 
 class RowSettings:
@@ -96,16 +112,68 @@ class RowSettings:
         self.has_min_p = any(s.min_p for s in settings)
 
 
-def choose(logprobs: Tensor, settings: RowSettings, random: Tensor) -> Tensor:
-    """Chooses a token for each row, int64 [b].
+class Chosen(NamedTuple):
+    """What `choose` chose, a token for each row.
+
+    Attributes:
+        tokens: ids, int64 [b].
+        removed: the probability that the mask took away, float64 [b]; None without a mask.
+        redrawn: whether the token that had come without the mask was refused by it, bool [b]; or None.
+    """
+
+    tokens: Tensor
+    removed: Tensor | None = None
+    redrawn: Tensor | None = None
+
+
+def choose(logprobs: Tensor, settings: RowSettings, random: Tensor, allowed: Tensor | None = None) -> Chosen:
+    """Chooses a token for each row.
+
+    With a mask, the token that comes without it is kept where it is allowed; else one is drawn again among
+    the allowed ones of those that the settings keep. So a token has the probability that it has without the
+    mask, given that an allowed one comes; and a sample of which nothing was drawn again is the one that its
+    seed gives without the mask. Where the settings keep no allowed token, they are applied to the allowed
+    ones.
 
     Args:
         logprobs: natural, fp32 [b, v]; -inf where a token may not be chosen.
-        random: float64 [b] in [0, 1).
+        random: float64 [b, 2] in [0, 1): for the token, and for drawing it again.
+        allowed: bool [b, v], at least one in each row.
     """
-    greedy = logprobs.argmax(dim=-1)
-    if settings.all_greedy:
-        return greedy
+    tokens = logprobs.argmax(dim=-1)
+    if not settings.all_greedy:
+        kept = _kept(logprobs, settings)
+        tokens = torch.where(settings.greedy[:, 0], tokens, _draw(kept, random[:, :1]))
+    if allowed is None:
+        return Chosen(tokens)
+    redrawn = ~allowed.gather(1, tokens[:, None])[:, 0]
+    removed = redrawn.double()
+    within = logprobs.masked_fill(~allowed, -torch.inf)
+    again = within.argmax(dim=-1)
+    if not settings.all_greedy:
+        remaining = kept * allowed
+        share = remaining.sum(-1) / kept.sum(-1)
+        removed = torch.where(settings.greedy[:, 0], removed, (1 - share).clamp(0, 1))
+        if redrawn.any():
+            none = remaining.sum(-1, keepdim=True) == 0
+            remaining = torch.where(none, _kept(within, settings), remaining) if none.any() else remaining
+            again = torch.where(settings.greedy[:, 0], again, _draw(remaining, random[:, 1:]))
+    return Chosen(torch.where(redrawn, again, tokens), removed, redrawn)
+
+
+def _draw(probabilities: Tensor, random: Tensor) -> Tensor:
+    """The token of each row [b, v] at which the running sum passes its random number [b, 1], int64 [b]."""
+    # In the order of the ids: of two tokens that are almost alike, rounding decides which comes first in the
+    # order of likelihood, and so would decide which of them a random number means.
+    reached = probabilities.cumsum(dim=-1)
+    place = torch.searchsorted(reached, random * reached[:, -1:], right=True)
+    # Rounding may point behind the last token that was kept.
+    numbers = torch.arange(probabilities.shape[1], device=probabilities.device)
+    return place.minimum((numbers * (probabilities > 0)).amax(dim=-1, keepdim=True))[:, 0]
+
+
+def _kept(logprobs: Tensor, settings: RowSettings) -> Tensor:
+    """Probabilities of the tokens that the settings keep, float64 [b, v]; their sum may be less than 1."""
     # float64, so that the last place of a sum over the vocabulary does not decide.
     probabilities = torch.softmax(logprobs.double() / settings.temperature, dim=-1)
     if settings.has_min_p:
@@ -118,11 +186,4 @@ def choose(logprobs: Tensor, settings: RowSettings, random: Tensor) -> Tensor:
         reached = ordered.cumsum(dim=-1)
         ordered[reached - ordered >= settings.top_p * reached[:, -1:]] = 0
         probabilities = torch.zeros_like(ordered).scatter_(1, ids, ordered)
-    # In the order of the ids: of two tokens that are almost alike, rounding decides which comes first in the
-    # order of likelihood, and so would decide which of them a random number means.
-    reached = probabilities.cumsum(dim=-1)
-    place = torch.searchsorted(reached, random[:, None] * reached[:, -1:], right=True)
-    # Rounding may point behind the last token that was kept.
-    numbers = torch.arange(probabilities.shape[1], device=logprobs.device)
-    place = place.minimum((numbers * (probabilities > 0)).amax(dim=-1, keepdim=True))
-    return torch.where(settings.greedy[:, 0], greedy, place[:, 0])
+    return probabilities

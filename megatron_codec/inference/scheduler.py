@@ -12,6 +12,7 @@ scheduling by step; Agrawal et al., "Taming Throughput-Latency Tradeoff in LLM I
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -29,10 +30,11 @@ class Sample:
         number: from 0 to `n` - 1.
         tokens: prompt and what was sampled.
         limit: new tokens at most.
-        random: float64 in [0, 1), one for each new token.
+        random: float64 [limit, 2] in [0, 1), two for each new token.
         computed: of so many tokens the keys and values are in the cache.
         blocks: where, in order, and the room for the next ones.
         keys: what the full blocks are known by.
+        cursor: where the grammar stands, or None.
     """
 
     request: Request
@@ -43,6 +45,7 @@ class Sample:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    cursor: Any = None
 
     @property
     def pending(self) -> int:

@@ -15,8 +15,9 @@ from megatron_codec.codecs import DecodeError, get_codec
 from megatron_codec.config import PretrainConfig
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.inference.blocks import BLOCK, blocks_for
+from megatron_codec.inference.completion import Completion
 from megatron_codec.inference.config import EngineConfig, blocks_that_fit
-from megatron_codec.inference.engine import Completion, Engine
+from megatron_codec.inference.engine import Engine
 from megatron_codec.inference.sampling import Sampling
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
@@ -30,12 +31,12 @@ class SampledPictures:
     count: int
     seconds: float
     share_that_decodes: float
-    share_with_valid_markers: float
+    share_valid: float
 
 
 class PictureSampler:
-    """Samples `--num-samples` pictures from nothing, at temperature 1 and from the whole vocabulary, with the
-    run's seed, so that the pictures of two steps differ by what was learnt between them.
+    """Samples `--num-samples` pictures from nothing, at temperature 1, from the whole vocabulary and without
+    the grammar, with the seed of the run: pictures of two steps differ by what was learnt between them.
 
     Raises:
         UserError: the codec of the dataset is not installed.
@@ -57,7 +58,7 @@ class PictureSampler:
         blocks = min(max(whole, blocks_that_fit(module.config, layout)), count * whole)
         config = EngineConfig(max_batch_size=count, cache_tokens=blocks * BLOCK)
         engine = Engine(module, model, self._tokenizer, self._codec, layout, config)
-        sampling = Sampling(seed=self._config.training.seed, n=count)
+        sampling = Sampling(seed=self._config.training.seed, n=count, constrain=False)
         completions = engine.generate([engine.prompt_ids()], sampling)
         return self._show(completions, started) if layout.is_main else None
 
@@ -76,5 +77,5 @@ class PictureSampler:
             count=count,
             seconds=time.perf_counter() - started,
             share_that_decodes=sum(picture is not None for picture in pictures) / count,
-            share_with_valid_markers=valid / count,
+            share_valid=valid / count,
         )

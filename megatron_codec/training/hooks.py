@@ -34,7 +34,7 @@ class Sampled(Protocol):
         ...
 
     @property
-    def share_with_valid_markers(self) -> float:
+    def share_valid(self) -> float:
         """Of all of them, as in samples.json of tools/generate.py."""
         ...
 

@@ -127,13 +127,13 @@ class Metrics:
         self.say(
             f"sampled {sampled.count} pictures at iteration {iteration} in {sampled.seconds:.1f} s | "
             f"decode: {sampled.share_that_decodes:.1%} | "
-            f"every marker in its place: {sampled.share_with_valid_markers:.1%}"
+            f"valid: {sampled.share_valid:.1%}"
         )
         self._write(
             iteration,
             {
                 "share_that_decodes": sampled.share_that_decodes,
-                "share_with_valid_markers": sampled.share_with_valid_markers,
+                "share_valid": sampled.share_valid,
             },
         )
         if self.sinks is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_codec import files
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.inference import Engine, EngineConfig
 from megatron_codec.inference.training_samples import PictureSampler
 from megatron_codec.model import initialize_weights
 from megatron_codec.model.layers import RMSNorm
@@ -19,6 +19,7 @@ from megatron_codec.model.weights import named_parameters
 from megatron_codec.parallel import Layout, context_parallel_positions, shut_down
 from megatron_codec.training import checkpoint, pretrain
 from megatron_codec.training.batches import Loader
+from tests.unconstrained import Sampling
 
 
 def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ import functools
 import pytest
 
 from megatron_codec.data import CodecDataset
-from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference import Engine
 from tests.distributed.launch import launch
+from tests.unconstrained import Sampling
 
 pytestmark = pytest.mark.timeout(600)  # one start of processes runs through many layouts
 TP, PP = {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}

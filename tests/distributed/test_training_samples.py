@@ -9,12 +9,13 @@ from PIL import Image
 
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference import Engine
 from megatron_codec.inference.training_samples import PictureSampler
 from megatron_codec.tokenizer import Tokenizer
 from tests.distributed.launch import launch
 from tests.llama import NUM_TOKENS, SMALL, small_model
 from tests.tiny import CODEC, read_metrics
+from tests.unconstrained import Sampling
 
 pytestmark = pytest.mark.timeout(600)  # one start of processes runs through many layouts
 TP, PP = ["--tensor-model-parallel-size", "2"], ["--pipeline-model-parallel-size", "2"]

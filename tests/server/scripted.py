@@ -193,4 +193,7 @@ class ScriptedLoop:
             state[2] = None if last else place + 1
             self._counts["generated_tokens"] += len(new)
             top = tuple({id: logprob(id), (id + 1) % 256: -50.0} for id in new) if sampling.logprobs else ()
-            yield [Event(number, new, tuple(map(logprob, new)), top, reason if last else None)]
+            end = reason if last else None
+            yield [
+                Event(number, new, tuple(map(logprob, new)), top, tuple(0.25 for _ in new), place % 2, end)
+            ]

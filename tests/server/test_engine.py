@@ -123,6 +123,31 @@ def test_pictures_are_those_of_the_engine(server, alone, stream):
         assert item["valid"] == codec.check(completion.stream).valid
 
 
+def test_the_grammar(server, alone):
+    prompt = alone.prompt_ids()
+    body = {"prompt": prompt, "seed": 4, "n": 3, "temperature": 2, "return_token_ids": True}
+    for constrain in (None, True, False):
+        expected = alone.generate([prompt], Sampling(seed=4, n=3, temperature=2, constrain=constrain))
+        choices = complete(server, **body, constrain=constrain, return_removed=True)["choices"]
+        for choice, completion in zip(choices, expected, strict=True):
+            assert choice["token_ids"] == completion.token_ids
+            assert choice["removed"] == pytest.approx(completion.removed, abs=1e-5)
+            assert choice["redrawn"] == completion.redrawn
+            assert alone.codec.check(completion.stream).valid == (constrain is not False)
+    for bad, message in (
+        ([5, 6, 7], "prompt: byte 0 of its stream"),
+        ([1, alone.tokenizer.eos], "token id"),
+    ):
+        response = server.client.post("/v1/completions", json={"prompt": bad, "max_tokens": 2})
+        assert response.status_code == 400 and message in response.json()["error"]["message"]
+        assert response.json()["error"]["param"] == "prompt"
+    response = server.client.post("/v1/completions", json=body | {"constrain": True, "ignore_eos": True})
+    assert response.status_code == 400 and response.json()["error"]["param"] == "constrain"
+    metrics = server.client.get("/metrics").text
+    for name in ("constrained_tokens_total", "removed_probability_total"):
+        assert float(re.search(rf"\nmegatron_codec_{name} (\S+)", metrics)[1]) > 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slots(server, alone, stream):
     body = {"prompt": alone.prompt_ids(), "ignore_eos": True, "n": 8, "stream": stream}
@@ -141,11 +166,12 @@ def test_a_client_that_leaves_frees_its_slots(server, alone, stream):
 def run_soak(server, alone, count, seed=0):
     contexts = [alone.prompt_ids(), [5, 6, 7], [alone.tokenizer.bos], list(range(60))]
     keys = [(tuple(prompt), seed) for prompt in contexts for seed in range(8)]
-    samplings = [Sampling(seed=seed, **SETTINGS) for _, seed in keys]
+    settings = SETTINGS | {"constrain": False}
+    samplings = [Sampling(seed=seed, **settings) for _, seed in keys]
     made = alone.generate([prompt for prompt, _ in keys], samplings)
     n = SETTINGS["n"]
     expected = {key: [c.token_ids for c in made[i * n : (i + 1) * n]] for i, key in enumerate(keys)}
-    counts = soak(server.url, expected, alone.config.seq_length, count, SETTINGS, seed)
+    counts = soak(server.url, expected, alone.config.seq_length, count, settings, seed)
     until(lambda: busy(server) == 0)
     assert server.loop.statistics().cache_used == 0
     return counts
@@ -215,7 +241,7 @@ def test_all_processes_leave_after_sigterm(trained, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     flags = ["--pipeline-model-parallel-size", "2"]
     with started(trained.folder, tmp_path, *flags, launcher=torchrun) as ([process], url, printed):
-        body = {"prompt": [1, 2, 3], "max_tokens": 4}
+        body = {"prompt": [1, 2, 3], "max_tokens": 4, "constrain": False}
         assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
         process.send_signal(signal.SIGTERM)
         process.wait(60)

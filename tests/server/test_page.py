@@ -121,6 +121,15 @@ def test_pictures_from_nothing_are_those_of_the_api(real_server, visit, browser)
     page.click("figure:nth-child(2) .download")
     assert list(downloads(browser, 1).values()) == files[1:2]
     assert "Seed 5" in text(page, ".with") and "top-k 100" in text(page, ".with")
+    assert "3 of 3 valid" in text(page, ".summary") and "0 without the grammar" in text(page, ".summary")
+    page.click("[name=constrain]")
+    make(page, n=3, seed=5, temperature=0.9, top_k=100)
+    page.wait(f"document.querySelectorAll('.run').length == 2 && {DONE}")
+    free = real_server.client.post("/v1/images/generations", json=body | {"constrain": False}).json()["data"]
+    found = page.evaluate("[...document.querySelectorAll('.run')[0].querySelectorAll('.verdict')]"
+                          ".map((verdict) => verdict.textContent == 'Valid file')")  # fmt: skip
+    assert found == [item["valid"] for item in free] and not all(found)
+    assert "any bytes" in text(page, ".with") and "without the grammar" not in text(page, ".summary")
     assert page.complaints() == []
 
 
@@ -384,13 +393,13 @@ def test_everything_is_reached_by_keyboard(server, visit):
     page.wait(DONE)
     page.evaluate("$('line').focus()")
     reached = []
-    for _ in range(13):
+    for _ in range(14):
         page.key("Tab")
         script = "(({id, name, className}) => id || name || className)(document.activeElement)"
         reached.append(page.evaluate(script))
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", reached
-    fields = ["n", "seed", "temperature", "top_k", "top_p", "min_p"]
+    fields = ["n", "seed", "temperature", "top_k", "top_p", "min_p", "constrain"]
     actions = ["keep", "repeat", "again", "all", "plain download"]
     assert reached == ["remove", *fields, "generate", *actions]
     page.evaluate("document.querySelector('[name=seed]').focus()")

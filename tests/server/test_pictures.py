@@ -49,6 +49,7 @@ def test_generations(server):
         assert item["valid"] and item["reason"] == ""
         assert (item["index"], item["seed"], item["finish_reason"]) == (index, 1, reason)
         assert item["new_tokens"] == len(tokens)
+        assert item["redrawn"] == len(tokens) // 2
     assert reply["usage"]["input_tokens"] == len(HEAD)
     assert reply["usage"]["output_tokens"] == sum(item["new_tokens"] for item in reply["data"])
     # without a seed the answer names the one that was drawn, and it repeats the pictures

@@ -8,11 +8,12 @@ import torch
 
 from megatron_codec import _csrc, parallel
 from megatron_codec.config import ParallelConfig, TrainingConfig
-from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.inference import Engine, EngineConfig
 from megatron_codec.model import build_model, initialize_weights, transformer_config
 from megatron_codec.tokenizer import Tokenizer
 from tests.llama import NUM_TOKENS, SMALL
 from tests.tiny import CODEC
+from tests.unconstrained import Sampling
 
 MODEL = replace(SMALL, hidden_size=128, ffn_hidden_size=320, seq_length=400, init_method_std=0.1)
 PROMPTS = [[320, *np.random.default_rng(i).integers(0, 320, n).tolist()] for i, n in enumerate((0, 31, 200))]

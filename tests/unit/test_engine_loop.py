@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from megatron_codec.errors import UserError
-from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.inference import Engine, EngineConfig
 from megatron_codec.inference.loop import EngineLoop, Overloaded, Stopped
 from megatron_codec.tokenizer import Tokenizer
 from tests.llama import SMALL, small_model
 from tests.tiny import CODEC
+from tests.unconstrained import Sampling
 
 
 @pytest.fixture

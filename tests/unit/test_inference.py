@@ -6,11 +6,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from megatron_codec.errors import UserError
-from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference import Engine
 from megatron_codec.inference.config import EngineConfig
 from megatron_codec.tokenizer import Tokenizer
 from tests.llama import NUM_TOKENS, SMALL, hugging_face_twin, small_model
 from tests.tiny import CODEC
+from tests.unconstrained import Sampling
 
 CONTEXT = SMALL.seq_length
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_codec import _csrc
-from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference import Engine
 from megatron_codec.inference.config import EngineConfig
 from megatron_codec.inference.decoder import Decoder
 from megatron_codec.inference.linear import quantize
@@ -16,6 +16,7 @@ from megatron_codec.inference.packed import PackedLinear
 from megatron_codec.tokenizer import Tokenizer
 from tests.llama import SMALL, small_model
 from tests.tiny import CODEC
+from tests.unconstrained import Sampling
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

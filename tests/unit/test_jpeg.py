@@ -179,18 +179,26 @@ def test_check_names_the_first_fault():
     third = stream.index(b"\xff\xd2")
     cases = {
         "head": (b"\xff\xd9" + stream[2:], 1),
-        "FFD1, expected FFD0 after patch 0": (stream[:first] + b"\xff\xd1" + stream[first + 2 :], first),
-        "FFD3, expected FFD2 after patch 2": (stream[:third] + stream[stream.index(b"\xff\xd3") :], third),
-        "patch 1 has no data": (stream[: first + 2] + b"\xff\xd1" + stream[first + 2 :], first + 2),
-        "FFD9, expected FFD4 after patch 4": (stream[:fifth] + EOI, fifth),
-        "ends within patch 15 of 16": (stream[:-2], len(stream) - 2),
-        "found FF, expected FFD9": (stream[:-1], len(stream) - 2),
-        "3 bytes follow": (stream + b"abc", len(stream)),
-        "found FFC4": (stream[: first + 3] + b"\xff\xc4" + stream[first + 3 :], first + 3),
+        "D1 is not part of RST0, which is due after MCU 0": (
+            stream[:first] + b"\xff\xd1" + stream[first + 2 :],
+            first + 1,
+        ),
+        "D3 is not part of RST2": (stream[:third] + stream[stream.index(b"\xff\xd3") :], third + 1),
+        "followed by D1 and not by 00; MCU 1 of 16, block 0": (
+            stream[: first + 2] + b"\xff\xd1" + stream[first + 2 :],
+            first + 3,
+        ),
+        "D9 is not part of RST4": (stream[:fifth] + EOI, fifth + 1),
+        "ends before EOI": (stream[:-2], len(stream) - 2),
+        "ends before EOI ": (stream[:-1], len(stream) - 1),
+        "ends in MCU 3 of 16": (stream[: stream.index(b"\xff\xd2") + 4], stream.index(b"\xff\xd2") + 4),
+        "3 bytes follow the end": (stream + b"abc", len(stream)),
+        "followed by C4": (stream[: first + 4] + b"\xff\xc4" + stream[first + 4 :], first + 5),
     }
+    assert codec.check(stream).valid
     for reason, (broken, offset) in cases.items():
         report = codec.check(broken)
-        assert not report.valid and reason in report.reason, (reason, report)
+        assert not report.valid and reason.strip() in report.reason, (reason, report)
         assert report.offset == offset, (reason, report)
 
 

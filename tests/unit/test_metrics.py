@@ -70,23 +70,18 @@ def test_evaluations_and_samples(start, capsys):
     picture = Image.new("RGB", (2, 2))
     metrics.samples(
         5,
-        SimpleNamespace(
-            sheet=picture, count=4, seconds=1.5, share_that_decodes=0.75, share_with_valid_markers=0.5
-        ),
+        SimpleNamespace(sheet=picture, count=4, seconds=1.5, share_that_decodes=0.75, share_valid=0.5),
     )
     metrics.samples(6, None)
     metrics.close()
     assert lines() == [
         {"iteration": 5, "validation_loss": 2.0, "validation_bits_per_byte": 3.25},
         {"iteration": 5, "test_loss": 1.0},
-        {"iteration": 5, "share_that_decodes": 0.75, "share_with_valid_markers": 0.5},
+        {"iteration": 5, "share_that_decodes": 0.75, "share_valid": 0.5},
     ]
     text = capsys.readouterr().out
     assert re.search(r"validation loss at iteration 5 \|.*\| bits a byte of payload: 3.2500\n", text)
-    assert (
-        "sampled 4 pictures at iteration 5 in 1.5 s | decode: 75.0% | every marker in its place: 50.0%"
-        in text
-    )
+    assert "sampled 4 pictures at iteration 5 in 1.5 s | decode: 75.0% | valid: 50.0%" in text
 
 
 def test_a_line_is_written_when_it_is_said(start, tmp_path, monkeypatch):

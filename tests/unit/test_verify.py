@@ -300,9 +300,9 @@ def test_documents_written_wrong_with_right_checksums(original, tmp_path, tokeni
     ("change", "message"),
     [
         (altered(uncoded), r"token \d+, at byte \d+, is \d+, and the tokenizer gives \d+ for the same bytes"),
-        (recoded(lambda stream: stream[:-2]), "the codec finds a fault: ends within patch 3 of 4, at byte"),
+        (recoded(lambda stream: stream[:-2]), "the codec finds a fault: ends before EOI, at byte"),
         (recoded(lambda stream: stream + b"\x01"), "the codec finds a fault: 1 bytes follow the end"),
-        (recoded(lambda stream: b""), "the codec finds a fault: ends within patch 0 of 4, at byte 0 of"),
+        (recoded(lambda stream: b""), "the codec finds a fault: ends in MCU 0 of 4, block 0"),
     ],
 )
 def test_documents_that_do_not_decode_are_found_with_decode(original, tmp_path, tokenizer, change, message):

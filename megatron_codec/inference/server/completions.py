@@ -130,10 +130,12 @@ class Completion:
         if body.return_token_ids:
             choice["prompt_token_ids"] = list(prompt) if first else None
             choice["token_ids"] = sample.token_ids[sent.tokens :]
+        if body.return_removed:
+            choice |= {"removed": sample.removed[sent.tokens :], "redrawn": sample.redrawn}
         if body.return_image and ended:
             stream = vocabulary.join(prompt) + bytes(sample.data)
             valid = self.service.engine.codec.check(stream).valid
-            self.service.metrics.picture(valid)
+            self.service.metrics.picture(valid, sample.redrawn)
             choice |= {"b64_json": file_b64(self.service.engine.codec, stream), "valid": valid}
         sent.begun, sent.tokens, sent.data = True, len(sample.token_ids), sample.released
         return choice

@@ -54,6 +54,8 @@ class Sample:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    removed: list[float] = field(default_factory=list)
+    redrawn: int = 0
     data: bytearray = field(default_factory=bytearray)
     released: int = 0
     finish_reason: str | None = None
@@ -66,6 +68,7 @@ class Sample:
                 return
             self.token_ids.append(token)
             self.logprobs.append(event.logprobs[place] if event.logprobs else 0.0)
+            self.removed.append(event.removed[place] if event.removed else 0.0)
             if event.top_logprobs:
                 self.top_logprobs.append(event.top_logprobs[place])
             last = event.finish_reason == "stop" and place == len(event.token_ids) - 1
@@ -73,6 +76,7 @@ class Sample:
                 self.stop_reason = token
             if not last or self.stops.show:
                 self._extend(vocabulary.data[token])
+        self.redrawn += event.redrawn
         if self.finish_reason is None:
             self.finish_reason = event.finish_reason
         if self.finish_reason is not None:

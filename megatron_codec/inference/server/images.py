@@ -151,7 +151,7 @@ class Making:
 
     def _result(self, picture: Picture) -> dict[str, Any]:
         result = picture.result()
-        self.service.metrics.picture(result["valid"])
+        self.service.metrics.picture(result["valid"], picture.sample.redrawn)
         return result
 
     def _usage(self, pictures: list[Picture]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def _begin(service: Service, body: MegatronBody) -> Generation:
         temperature=body.temperature,
         top_k=body.top_k,
         top_p=body.top_p or 1.0,  # 0 is off there
+        constrain=body.constrain,
         seed=None if body.random_seed == -1 else body.random_seed,
     )
     scored = body.logprobs or body.tokens_to_generate == 0

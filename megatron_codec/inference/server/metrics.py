@@ -32,6 +32,9 @@ class EngineCollector(Collector):
             "prompt_tokens": ("Prompt tokens taken in", now.prompt_tokens),
             "cached_prompt_tokens": ("Of these, tokens whose keys were there already", now.cached_tokens),
             "generated_tokens": ("Tokens sampled", now.generated_tokens),
+            "constrained_tokens": ("Tokens sampled under the grammar", now.constrained_tokens),
+            "redrawn_tokens": ("Of these, put in place of others by the grammar", now.redrawn),
+            "removed_probability": ("What the grammar took away from each of these, summed", now.removed),
             "engine_steps": ("Forward passes", now.steps),
             "engine_step_seconds": ("Time in forward passes", now.step_seconds),
         }
@@ -64,6 +67,11 @@ class Metrics:
         self._pictures = made(
             Counter, "pictures", "Pictures that ended, by whether they are valid", ("valid",)
         )
+        self._untouched = made(
+            Counter,
+            "pictures_valid_without_grammar",
+            "Of the valid ones, those in which the grammar put no token in place of another",
+        )
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """An HTTP request was answered."""
@@ -80,8 +88,10 @@ class Metrics:
         if tokens > 1:
             self._token.observe(seconds / (tokens - 1))
 
-    def picture(self, valid: bool) -> None:
-        """A picture ended."""
+    def picture(self, valid: bool, redrawn: int) -> None:
+        """A picture ended, with so many tokens that the grammar put in place of others."""
+        if valid and not redrawn:
+            self._untouched.inc()
         self._pictures.labels("yes" if valid else "no").inc()
 
     def text(self) -> bytes:

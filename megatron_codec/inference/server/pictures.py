@@ -66,6 +66,7 @@ class Picture:
             "seed": self.generation.sampling.seed,
             "index": self.sample.index,
             "valid": report.valid,
+            "redrawn": self.sample.redrawn,
             "reason": report.reason,
             "finish_reason": self.sample.finish_reason,
             "new_tokens": len(self.sample.token_ids),

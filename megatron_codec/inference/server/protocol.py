@@ -89,6 +89,10 @@ class Continuing(Body):
         Seed | None, Field(description="The same seed gives the same samples; random by default")
     ] = None
     ignore_eos: Annotated[bool, Field(description="Go on after EOS")] = False
+    constrain: Annotated[
+        bool | None,
+        Field(description="Let only tokens follow that can become a whole, valid file; so unless ignore_eos"),
+    ] = None
     stream: Annotated[bool, Field(description="Send server-sent events while sampling")] = False
 
 
@@ -129,6 +133,9 @@ class CompletionBody(Continuing):
     echo: Annotated[bool, Field(description="Put the prompt in front of each text")] = False
     stream_options: StreamOptions | None = None
     return_token_ids: Annotated[bool, Field(description="Add prompt_token_ids and token_ids")] = False
+    return_removed: Annotated[
+        bool, Field(description="Add removed, the probability that constrain took away from each token")
+    ] = False
     return_image: Annotated[bool, Field(description="Add b64_json: the file of prompt and continuation")] = (
         False
     )
@@ -213,3 +220,6 @@ class MegatronBody(Body):
     top_p: Annotated[float, Field(ge=0, le=1, description="0 keeps all")] = 0.0
     random_seed: Annotated[int, Field(ge=-1, lt=2**63, description="-1 is random")] = -1
     add_BOS: Annotated[bool, Field(description="Put BOS in front of each prompt")] = False
+    constrain: Annotated[
+        bool | None, Field(description="Let only tokens follow that can become a whole, valid file")
+    ] = None

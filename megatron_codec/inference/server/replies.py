@@ -37,6 +37,8 @@ class Choice(BaseModel):
     stop_reason: str | int | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    removed: list[float] | None = None
+    redrawn: int | None = None
     b64_json: str | None = None
     valid: bool | None = None
 
@@ -70,6 +72,7 @@ class ImageItem(BaseModel):
     seed: int
     index: int
     valid: bool
+    redrawn: int
     reason: str
     finish_reason: str
     new_tokens: int

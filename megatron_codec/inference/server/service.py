@@ -79,6 +79,7 @@ class Service:
             "n": body.n,
             "max_tokens": body.max_tokens,
             "ignore_eos": body.ignore_eos,
+            "constrain": body.constrain,
         }
         try:
             return Sampling(**fields | more)

@@ -1,0 +1,130 @@
+#include "jpeg_grammar.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+namespace jpeg {
+namespace {
+
+constexpr std::size_t kPlaceBytes = 64;  // of a row's key, about
+constexpr std::uint8_t kFF = 0xFF;
+
+// Whether bytes can stand in a scan at all, which has FF before 00, RSTn and EOI only.
+bool in_scan(const std::string& bytes) {
+  for (std::size_t i = 0; i + 1 < bytes.size(); ++i) {
+    const auto next = static_cast<std::uint8_t>(bytes[i + 1]);
+    if (static_cast<std::uint8_t>(bytes[i]) == kFF && next != 0 && (next < 0xD0 || next > 0xD9)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Grammar::Grammar(Scan scan, std::string head, std::vector<std::string> tokens, std::size_t memory)
+    : scan_(std::move(scan)),
+      head_(std::move(head)),
+      tokens_(std::move(tokens)),
+      sorted_(tokens_.size()),
+      shared_(tokens_.size()),
+      most_rows_(std::max<std::size_t>(memory / (tokens_.size() + kPlaceBytes), 1)) {
+  std::iota(sorted_.begin(), sorted_.end(), 0);
+  std::sort(sorted_.begin(), sorted_.end(), [&](auto a, auto b) { return tokens_[a] < tokens_[b]; });
+  for (std::size_t i = 1; i < sorted_.size(); ++i) {
+    const std::string &before = tokens_[sorted_[i - 1]], &bytes = tokens_[sorted_[i]];
+    const auto end = std::mismatch(before.begin(), before.end(), bytes.begin(), bytes.end());
+    shared_[i] = static_cast<std::uint32_t>(end.first - before.begin());
+  }
+  for (const std::string& token : tokens_) {
+    longest_ = std::max(longest_, token.size());
+    if (in_scan(token)) longest_in_scan_ = std::max(longest_in_scan_, token.size());
+  }
+  reach_ = static_cast<long>(longest_in_scan_ * 8) / scan_.least_bits() + 2;
+}
+
+Fault Grammar::step(Cursor& at, std::uint8_t byte) const {
+  if (static_cast<std::size_t>(at.head) == head_.size()) return scan_.step(at.scan, byte);
+  if (static_cast<std::uint8_t>(head_[at.head]) != byte) return Fault::kHead;
+  ++at.head;
+  return Fault::kNone;
+}
+
+bool Grammar::read(Cursor& at, std::size_t token) const {
+  Cursor then = at;
+  for (const char byte : tokens_[token])
+    if (step(then, static_cast<std::uint8_t>(byte)) != Fault::kNone) return false;
+  at = then;
+  return true;
+}
+
+long Grammar::finish(const Cursor& at) const {
+  return static_cast<long>(head_.size()) - at.head + scan_.finish(at.scan);
+}
+
+void Grammar::allow(const Cursor& at, long left, std::uint8_t* to) {
+  if (!scan_.layout().ranges.empty())
+    build(at, to);
+  else
+    std::memcpy(to, row(at), tokens_.size());
+  if (left < 0) return;
+  const long enough = finish(at);
+  const std::size_t longest = static_cast<std::size_t>(at.head) < head_.size() ? longest_ : longest_in_scan_;
+  if (enough > left || left - enough > scan_.most_added() * static_cast<long>(longest)) return;
+  for (std::size_t token = 0; token < tokens_.size(); ++token) {
+    if (!to[token]) continue;
+    Cursor then = at;
+    read(then, token);
+    to[token] = finish(then) < left;
+  }
+}
+
+std::size_t Grammar::memory() const {
+  return rows_.size() + places_.size() * kPlaceBytes + scan_.memory();
+}
+
+// What a row depends on: MCUs are counted as far as a token can reach.
+std::uint64_t Grammar::key(const Cursor& at) const {
+  if (static_cast<std::size_t>(at.head) < head_.size()) return ~static_cast<std::uint64_t>(at.head);
+  const Position& scan = at.scan;
+  const auto cut = [&](long mcus) { return static_cast<std::uint64_t>(std::min(mcus, reach_)); };
+  const long interval = scan_.layout().interval;
+  const std::uint64_t restart = interval ? scan.mcus / interval % 8 : 0;
+  std::uint64_t key = static_cast<std::uint64_t>(scan.state) << 3 | scan.phase;
+  key = key << 3 | restart;
+  key = key << 16 | cut(scan_.mcus_left_in_interval(scan));
+  return key << 16 | cut(scan_.layout().mcus - scan.mcus);
+}
+
+const std::uint8_t* Grammar::row(const Cursor& at) {
+  const std::uint64_t name = key(at);
+  const auto found = places_.find(name);
+  if (found != places_.end()) return rows_.data() + found->second;
+  if (places_.size() == most_rows_) places_.clear(), rows_.clear();
+  const std::size_t place = rows_.size();
+  rows_.resize(place + tokens_.size());
+  build(at, rows_.data() + place);
+  places_.emplace(name, place);
+  return rows_.data() + place;
+}
+
+void Grammar::build(const Cursor& at, std::uint8_t* row) const {
+  // Where the bytes of the token before were read to, one after the other; tokens in the order of their bytes
+  // share them.
+  std::vector<Cursor> read(longest_ + 1, at);
+  std::size_t valid = 0;
+  for (std::size_t i = 0; i < sorted_.size(); ++i) {
+    const std::string& bytes = tokens_[sorted_[i]];
+    valid = std::min<std::size_t>(valid, shared_[i]);
+    // A byte that the two share and that was refused is refused again.
+    bool good = i == 0 || valid == shared_[i];
+    while (good && valid < bytes.size()) {
+      read[valid + 1] = read[valid];
+      good = step(read[valid + 1], static_cast<std::uint8_t>(bytes[valid])) == Fault::kNone;
+      valid += good;
+    }
+    row[sorted_[i]] = good;
+  }
+}
+
+}  // namespace jpeg

@@ -1,0 +1,99 @@
+"""The grammar of a codec among the samples of an engine: which tokens each of them may go on with.
+
+A sample's cursor is where its stream stands. Rows of samples that are sampled together make one mask.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_codec.codecs import Codec
+from megatron_codec.codecs.base import Grammar
+from megatron_codec.errors import UserError
+from megatron_codec.tokenizer import Tokenizer
+
+
+class Masks:
+    """Masks of one engine.
+
+    Args:
+        width: of a row, the padded vocabulary.
+        canonical, in_range: see `EngineConfig`.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        tokenizer: Tokenizer,
+        width: int,
+        device: torch.device,
+        canonical: bool = False,
+        in_range: bool = False,
+    ):
+        self.tokenizer, self.width, self.device = tokenizer, width, device
+        make = getattr(codec, "grammar", None)
+        # The grammar numbers tokens as the tokenizer does; a vocabulary from elsewhere has ids of its own.
+        self.ids = np.array(tokenizer.ids.tokens if tokenizer.ids else range(tokenizer.vocab_size))
+        self._numbers = {id: number for number, id in enumerate(self.ids.tolist())}
+        tokens = [tokenizer.decode([id]) for id in self._numbers]
+        self.grammar: Grammar | None = make(tokens, canonical, in_range) if make else None
+
+    def begin(self, prompt: Sequence[int], name: str = "prompt") -> Any:
+        """The cursor behind a prompt; None for a codec that has no grammar.
+
+        Raises:
+            UserError: no stream of the codec begins so.
+        """
+        if self.grammar is None:
+            return None
+        ids = prompt[1:] if prompt[0] == self.tokenizer.bos else prompt
+        prefix = self.tokenizer.prefix
+        given = ids[len(prefix) :] if list(ids[: len(prefix)]) == prefix else ids
+        special = next((i for i in given if i not in self._numbers), None)
+        if special is not None:
+            raise UserError(
+                f"{name} with token id {special}",
+                "stands for no bytes, and a stream is bytes with BOS in front",
+                "leave it out, or switch the grammar off (constrain)",
+            )
+        try:
+            return self.grammar.begin(self.tokenizer.decode(ids))
+        except UserError as error:
+            raise UserError(f"{name}: {error.value}", error.rule, error.remedy) from None
+
+    def of(self, cursors: Sequence[Any], left: Sequence[int]) -> Tensor | None:
+        """Which tokens may come next, bool [b, width]; None where no row has a grammar.
+
+        Args:
+            cursors: of each row, None where anything may come.
+            left: new tokens of each row at most, the next one included.
+        """
+        rows = [row for row, cursor in enumerate(cursors) if cursor is not None]
+        if not rows:
+            return None
+        assert self.grammar is not None
+        found = np.zeros((len(rows), self.width), np.uint8)
+        guided = [cursors[row] for row in rows]
+        # One of the tokens left is EOS.
+        self.grammar.allow(guided, [left[row] - 1 for row in rows], found)
+        if self.tokenizer.ids:
+            placed = np.zeros_like(found)
+            placed[:, self.ids] = found[:, : len(self.ids)]
+            found = placed
+        found[:, self.tokenizer.eos] = [self.grammar.done(cursor) for cursor in guided]
+        if len(rows) < len(cursors):
+            every = np.ones((len(cursors), self.width), np.uint8)
+            every[rows] = found
+            found = every
+        mask = torch.from_numpy(found).bool()
+        return mask.to(self.device, non_blocking=True)
+
+    def read(self, cursor: Any, token: int) -> None:
+        """Moves a cursor on by a token that its mask allowed."""
+        if cursor is not None and token != self.tokenizer.eos:
+            assert self.grammar is not None
+            moved = self.grammar.read(cursor, self._numbers[token])
+            assert moved
