@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "files": set(),
     "contact_sheet": set(),
     "platform": set(),
-    "codecs": {"errors"},
+    "codecs": {"errors", "_csrc"},
     "tokenizer": {"errors", "files", "_csrc"},
     "data": {"errors", "files"},
     "preprocessing": {"errors", "files", "codecs", "tokenizer", "data"},
