@@ -1,6 +1,7 @@
 """Builds megatron_codec and its C++ extension (csrc/, C++17, pybind11, no torch in it).
 
 pip install .                 # codecs, tokenizer and preprocessing: no torch
+pip install '.[video]'        # and the codec of clips
 pip install '.[train]'        # training and generation, on a CPU or on GPUs
 pip install '.[train,serve]'  # and the generation server
 pip install '.[train,gpu]'    # with Transformer Engine (needs CUDA); apex and DALI are used where present
@@ -32,6 +33,7 @@ extras = {
     + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
     "hf": ["safetensors>=0.4.3", "transformers>=4.56", "sentencepiece"],
     "eval": ["clean-fid>=0.1.35", "scipy<1.18"],
+    "video": ["av>=17.1"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright"]
@@ -52,6 +54,11 @@ setup(
     cmdclass={"build_ext": build_ext},
     install_requires=["numpy>=1.26", "pillow>=10.2", "tyro>=1.0", "tqdm>=4.66"],
     extras_require=extras,
-    entry_points={"megatron_codec.codecs": ["jpeg = megatron_codec.codecs.jpeg:JpegCodec"]},
+    entry_points={
+        "megatron_codec.codecs": [
+            "jpeg = megatron_codec.codecs.jpeg:JpegCodec",
+            "avc = megatron_codec.codecs.avc:AvcCodec",
+        ]
+    },
     zip_safe=False,
 )

@@ -43,17 +43,19 @@ class Grammar {
   std::size_t memory() const;
 
  private:
-  std::uint64_t key(const Cursor& at) const;
-  const std::uint8_t* row(const Cursor& at);
-  void build(const Cursor& at, std::uint8_t* row) const;
+  std::uint64_t key(const Cursor& at, long slack) const;
+  const std::uint8_t* row(const Cursor& at, long slack);
+  void build(const Cursor& at, long left, std::uint8_t* row) const;
 
   Scan scan_;
   std::string head_;
   std::vector<std::string> tokens_;
   std::vector<std::uint32_t> sorted_;      // tokens by their bytes
+  std::vector<std::uint32_t> by_length_;   // the longest first
   std::vector<std::uint32_t> shared_;      // bytes that one begins with like the one before
   std::size_t most_rows_, longest_ = 0, longest_in_scan_ = 0;
   long reach_ = 0;  // MCUs that a token can end, and one more
+  bool countable_ = false;  // a row under a budget depends on no more than its key
   std::unordered_map<std::uint64_t, std::size_t> places_;
   std::vector<std::uint8_t> rows_;
 };

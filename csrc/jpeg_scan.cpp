@@ -1,8 +1,6 @@
 #include "jpeg_scan.hpp"
 
 #include <algorithm>
-#include <map>
-#include <tuple>
 #include <utility>
 
 #include "fault.hpp"
@@ -10,12 +8,11 @@
 namespace jpeg {
 namespace {
 
-constexpr int kMaxDcSize = 11, kMaxAcSize = 10;  // T.81 tables F.1 and F.2, for 8 bits a sample
-constexpr int kZeroRun = 0xF0, kEndOfBlock = 0x00;
-constexpr int kLastCoefficient = 63;
 constexpr int kPartials = 15;  // nothing of a byte; or 1 to 7 bits of it, all ones or not
 constexpr std::uint8_t kFF = 0xFF, kRestart = 0xD0, kEndOfImage = 0xD9;
 constexpr long kMarkerBytes = 2;
+constexpr long kNoWay = 1L << 40;
+constexpr long kValuePrice = 1 << 16;  // of a bit, more than a block without values has bits
 
 constexpr int partial_of(int bits, bool ones) { return bits == 0 ? 0 : 2 * bits - 1 + ones; }
 constexpr int bits_of(int partial) { return (partial + 1) / 2; }
@@ -37,36 +34,6 @@ struct Writer {
   }
 };
 
-// A Huffman code: where a bit leads from a node.
-struct Trie {
-  static constexpr int kNone = -1, kSymbol = -2;  // a symbol s is kSymbol - s
-  std::vector<std::array<int, 2>> next{{kNone, kNone}};
-
-  explicit Trie(const HuffmanTable& table) {
-    std::size_t at = 0;
-    long code = 0;
-    for (int length = 1; length <= 16; ++length, code <<= 1)
-      for (int i = 0; i < table.counts[length - 1]; ++i, ++code) {
-        if (code >> length || at == table.symbols.size())
-          throw UserFault("a Huffman table", "has more codes of a length than there can be, or than symbols");
-        add(code, length, table.symbols[at++]);
-      }
-  }
-
-  void add(long code, int length, int symbol) {
-    int node = 0;
-    for (int i = length - 1; i > 0; --i) {
-      const int bit = code >> i & 1;
-      if (next[node][bit] == kNone) {
-        next[node][bit] = static_cast<int>(next.size());
-        next.push_back({kNone, kNone});
-      }
-      node = next[node][bit];
-    }
-    next[node][code & 1] = kSymbol - symbol;
-  }
-};
-
 int magnitude(int size, int value) {  // T.81 F.2.2.1, EXTEND
   return value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
 }
@@ -75,11 +42,18 @@ int magnitude(int size, int value) {  // T.81 F.2.2.1, EXTEND
 
 Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
   build();
+  for (std::size_t c = 0; c < layout_.ranges.size(); ++c) {
+    const std::vector<std::uint8_t>& sizes = layout_.dc[c].symbols;
+    const int size = *std::min_element(sizes.begin(), sizes.end());
+    // With a size that fits both ways from zero, one of them fits from everywhere.
+    if (size && 1 << (size - 1) > std::min(layout_.ranges[c].high[0], -layout_.ranges[c].low[0]))
+      throw UserFault("the Huffman tables", "have no code for a DC coefficient within its range");
+  }
 
   // The way to the end of the MCU: by bits, or, where the values of coefficients count, by codes without any.
   const std::size_t count = next_.size();
   const auto ways = [&](long price) {
-    std::vector<long> ways(count, 1L << 40);
+    std::vector<long> ways(count, kNoWay);
     for (bool changed = true; changed;) {
       changed = false;
       for (std::size_t state = count; state-- > 0;)
@@ -92,9 +66,9 @@ Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
     }
     return ways;
   };
-  const std::vector<long> least = ways(layout_.ranges.empty() ? 1 : 1000);
+  const std::vector<long> least = ways(layout_.ranges.empty() ? 1 : kValuePrice);
   least_bits_ = static_cast<int>(layout_.ranges.empty() ? least[0] : ways(1)[0]);
-  const auto way = [&](std::int32_t next) { return next < 0 ? 1L << 41 : next == 0 ? 0 : least[next]; };
+  const auto way = [&](std::int32_t next) { return next < 0 ? kNoWay : next == 0 ? 0 : least[next]; };
   shorter_.resize(count);
   for (std::size_t state = 0; state < count; ++state)
     shorter_[state] = way(next_[state][1]) < way(next_[state][0]);
@@ -118,132 +92,40 @@ Scan::Scan(ScanLayout layout) : layout_(std::move(layout)) {
     doubled_.push_back(whole);
   }
   if (layout_.interval) {
-    const Ends ends = cheapest(0, layout_.interval);
-    interval_bytes_ = ends.bytes + padding(ends.partial);
+    const auto bytes = [&](long mcus) {
+      const Ends ends = cheapest(0, mcus);
+      return ends.bytes + padding(ends.partial) + kMarkerBytes;
+    };
+    const long more = layout_.mcus % layout_.interval;
+    if (layout_.interval <= layout_.mcus) interval_bytes_ = bytes(layout_.interval);
+    if (more) last_bytes_ = bytes(more);
   }
+
+  // Coefficients that cannot be zero may have to take other values than the cheapest, so nothing is counted ahead.
+  valued_ = !layout_.ranges.empty() && least[0] >= kValuePrice;
 
   // A byte can lead away from the end of the MCU, by the longest way there is, and change how the bytes of the
   // MCUs behind it come to lie.
   long longest = 0;
+  ends_.resize(count);
   for (std::size_t state = 0; state < count; ++state) {
-    long bits = 0;
-    for (auto at = static_cast<std::int32_t>(state); bits == 0 || at != 0; ++bits) at = next_[at][shorter_[at]];
-    longest = std::max(longest, bits);
+    if (least[state] >= kNoWay) continue;  // nothing leads there any more
+    Writer writer{0};
+    auto at = static_cast<std::int32_t>(state);
+    do {
+      writer.put(shorter_[at]);
+      at = next_[at][shorter_[at]];
+    } while (at != 0);
+    const bool free = layout_.ranges.empty() || least[state] < kValuePrice;
+    ends_[state] = {static_cast<std::uint16_t>(writer.bytes), static_cast<std::uint8_t>(writer.partial), free};
+    longest = std::max(longest, writer.bytes + 1);
   }
-  most_added_ = 2 * (longest / 8 + 1) + 4;
+  most_added_ = valued_ ? kNoWay : longest + 6;
   for (const auto& ends : doubled_) {
     const auto [least_bytes, most_bytes] =
         std::minmax_element(ends.begin(), ends.end(), [](const Ends& a, const Ends& b) { return a.bytes < b.bytes; });
     most_added_ += most_bytes->bytes - least_bytes->bytes;
   }
-}
-
-// Numbers the states in the order in which they are met, from the beginning of an MCU.
-void Scan::build() {
-  const std::size_t components = layout_.dc.size();
-  std::vector<Trie> dc, ac;
-  for (std::size_t c = 0; c < components; ++c) dc.emplace_back(layout_.dc[c]), ac.emplace_back(layout_.ac[c]);
-
-  // Of a component, whether a node of its AC code leads to an end of the block, from coefficient k, where
-  // `run` says that sixteen zeros precede.
-  std::vector<std::vector<signed char>> known(components);
-  for (std::size_t c = 0; c < components; ++c) known[c].assign(ac[c].next.size() * 128, -1);
-  struct Viable {
-    const ScanLayout& layout;
-    const std::vector<Trie>& ac;
-    std::vector<std::vector<signed char>>& known;
-
-    bool node(int c, int node, int k, bool run) {
-      signed char& answer = known[c][(node * 64 + k) * 2 + run];
-      if (answer < 0) {
-        answer = 0;
-        for (const int next : ac[c].next[node]) answer |= to(c, next, k, run);
-      }
-      return answer;
-    }
-    bool to(int c, int next, int k, bool run) {
-      if (next == Trie::kNone) return false;
-      return next >= 0 ? node(c, next, k, run) : symbol(c, Trie::kSymbol - next, k, run);
-    }
-    bool symbol(int c, int symbol, int k, bool run) {
-      const int zeros = symbol >> 4, size = symbol & 15, at = k + zeros;
-      if (symbol == kEndOfBlock) return !(layout.canonical && run);
-      if (symbol == kZeroRun) return k + 16 <= kLastCoefficient && node(c, 0, k + 16, layout.canonical);
-      if (size == 0 || size > kMaxAcSize || at > kLastCoefficient) return false;
-      if (!layout.ranges.empty()) {
-        const Range& range = layout.ranges[c];
-        if (std::max(range.high[at], -range.low[at]) < 1 << (size - 1)) return false;
-      }
-      return at == kLastCoefficient || node(c, 0, at + 1, false);
-    }
-  } viable{layout_, ac, known};
-
-  using Key = std::tuple<int, int, int, int, int, bool>;  // kind, block, coefficient, node or size, left, run
-  std::map<Key, std::int32_t> numbers;
-  std::vector<Key> keys;
-  const auto number = [&](const Key& key) {
-    const auto [place, added] = numbers.try_emplace(key, static_cast<std::int32_t>(keys.size()));
-    if (added) keys.push_back(key);
-    return place->second;
-  };
-  const int blocks = static_cast<int>(layout_.blocks.size());
-  const auto begin_block = [&](int block) { return number({kDcCode, block % blocks, 0, 0, 0, false}); };
-  const auto begin_code = [&](int block, int k, bool run) {
-    return k > kLastCoefficient ? begin_block(block + 1) : number({kAcCode, block, k, 0, 0, run});
-  };
-  begin_block(0);
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    const auto [kind, block, k, node, left, run] = keys[i];
-    const int c = layout_.blocks[block];
-    std::array<std::int32_t, 2> next{-1, -1};
-    for (int bit = 0; bit < 2; ++bit) {
-      if (kind == kDcBits || kind == kAcBits) {
-        next[bit] = left > 1 ? number({kind, block, k, node, left - 1, false}) : begin_code(block, k + 1, false);
-        continue;
-      }
-      const int to = (kind == kDcCode ? dc : ac)[c].next[node][bit];
-      if (kind == kDcCode) {
-        const int size = Trie::kSymbol - to;
-        if (to >= 0)
-          next[bit] = number({kind, block, k, to, 0, false});
-        else if (to != Trie::kNone && size <= kMaxDcSize)
-          next[bit] = size ? number({kDcBits, block, k, size, size, false}) : begin_code(block, 1, false);
-      } else if (viable.to(c, to, k, run)) {
-        const int symbol = Trie::kSymbol - to, at = k + (symbol >> 4), size = symbol & 15;
-        if (to >= 0)
-          next[bit] = number({kind, block, k, to, 0, run});
-        else if (symbol == kEndOfBlock)
-          next[bit] = begin_block(block + 1);
-        else if (symbol == kZeroRun)
-          next[bit] = begin_code(block, k + 16, layout_.canonical);
-        else
-          next[bit] = number({kAcBits, block, at, size, size, false});
-      }
-    }
-    next_.push_back(next);
-  }
-  // DC codes of larger differences than there are, and blocks that their AC code cannot end.
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (auto& next : next_)
-      for (auto& to : next)
-        if (to >= 0 && next_[to][0] < 0 && next_[to][1] < 0) to = -1, changed = true;
-  }
-  if (next_[0][0] < 0 && next_[0][1] < 0)
-    throw UserFault("the Huffman tables", "have no codes for a whole MCU", "take another file");
-  for (const auto& [kind, block, k, node, left, run] : keys) {
-    const bool bits = kind == kDcBits || kind == kAcBits;
-    about_.push_back({static_cast<Kind>(kind), static_cast<std::uint8_t>(block), static_cast<std::uint8_t>(k),
-                      static_cast<std::uint8_t>(bits ? node : 0), static_cast<std::uint8_t>(left), 0});
-  }
-  // From the last state back to the first: what comes of a DC code has a larger number.
-  for (std::size_t i = keys.size(); i-- > 0;)
-    if (about_[i].kind == kDcCode)
-      for (const std::int32_t to : next_[i])
-        if (to >= 0)
-          about_[i].sizes |= about_[to].kind == kDcCode ? about_[to].sizes
-                             : about_[to].kind == kDcBits ? static_cast<std::uint16_t>(1 << about_[to].size)
-                                                          : 1;
 }
 
 bool Scan::at_marker(const Position& at) const {
@@ -281,10 +163,26 @@ bool Scan::in_range(const Position& at, int bit, std::int32_t next) const {
   return positive ? from + nearest <= high : from + nearest >= low;
 }
 
+// Whether a bit that leads from one state to the next is within the range whatever was read before.
+bool Scan::always_in_range(const About& about, const About& then) const {
+  if (about.kind == kAcCode) return true;
+  const Range& range = layout_.ranges[layout_.blocks[about.block]];
+  const int both = std::min(range.high[about.coefficient], -range.low[about.coefficient]);
+  if (about.kind == kAcBits) return (1 << about.size) - 1 <= both;
+  if (about.kind == kDcBits) return false;
+  // A size that fits both ways from zero fits one way from everywhere.
+  if (then.kind == kDcBits) return 1 << (then.size - 1) <= both;
+  if (then.kind == kAcCode || then.sizes & 1) return true;
+  const int smallest = then.sizes & -then.sizes;
+  return smallest / 2 <= both;
+}
+
 Fault Scan::read(Position& at, int bit) const {
   const std::int32_t next = next_[at.state][bit];
   if (next < 0) return Fault::kCode;
-  if (!layout_.ranges.empty()) {
+  if (at.noting) {
+    at.noted |= !always_in_range(about_[at.state], about_[next]);
+  } else if (!layout_.ranges.empty()) {
     if (!in_range(at, bit, next)) return Fault::kRange;
     const About& about = about_[at.state];
     if (about.left) {
@@ -352,18 +250,39 @@ Scan::Ends Scan::cheapest(int partial, long mcus) const {
   return ends;
 }
 
-// Bytes behind a marker that follows so many MCUs.
-long Scan::rest(long done) const {
-  const long left = layout_.mcus - done;
-  if (left == 0) return 0;
-  const long interval = layout_.interval ? layout_.interval : left;
-  const long whole = layout_.interval ? left / interval : 0, more = left - whole * interval;
-  long bytes = whole * (interval_bytes_ + kMarkerBytes);
-  if (more) {
-    const Ends ends = cheapest(0, more);
-    bytes += ends.bytes + padding(ends.partial) + kMarkerBytes;
+// Bytes from a position in the data to the end, bit by bit; for when they cannot be counted ahead.
+long Scan::walk(Position at) const {
+  long bytes = 0;
+  Writer writer{0};
+  while (at.mcus < layout_.mcus) {
+    writer.put(read_shorter(at));
+    if (at.state != 0) continue;
+    ++at.mcus;
+    if (!at_marker(at)) continue;
+    bytes += writer.bytes + padding(writer.partial) + kMarkerBytes;
+    writer = {0};
+    at.dc.fill(0);
   }
   return bytes;
+}
+
+// Bytes behind a marker that follows so many MCUs.
+long Scan::rest(std::int32_t done) const {
+  const long left = layout_.mcus - done;
+  if (left == 0) return 0;
+  if (valued_) {
+    Position at;
+    at.mcus = done;
+    return walk(at);
+  }
+  return left / layout_.interval * interval_bytes_ + last_bytes_;
+}
+
+int Scan::read_shorter(Position& at) const {
+  const int bit = shorter_[at.state];
+  if (read(at, bit) == Fault::kNone) return bit;
+  read(at, !bit);
+  return !bit;
 }
 
 long Scan::finish(const Position& at) const {
@@ -380,18 +299,56 @@ long Scan::finish(const Position& at) const {
     case Position::kData:
       break;
   }
-  Position then = at;
-  Writer writer{0};
-  do {
-    int bit = shorter_[then.state];
-    if (read(then, bit) != Fault::kNone) read(then, bit = !bit);
-    writer.put(bit);
-  } while (then.state != 0);
-  ++then.mcus;
+  const long stuffed = at.phase == Position::kStuff;
+  if (valued_) return stuffed + walk(at);
+  Ends ends{ends_[at.state].partial, ends_[at.state].bytes};
+  if (!ends_[at.state].free) {
+    Position then = at;
+    Writer writer{0};
+    do writer.put(read_shorter(then));
+    while (then.state != 0);
+    ends = {writer.partial, writer.bytes};
+  }
+  Position then;
+  then.mcus = at.mcus + 1;
   const long more = at_marker(then) ? 0 : mcus_left_in_interval(then);
-  const Ends ends = cheapest(writer.partial, more);
-  return (at.phase == Position::kStuff) + writer.bytes + ends.bytes + padding(ends.partial) + kMarkerBytes +
-         rest(then.mcus + more);
+  const Ends whole = cheapest(ends.partial, more);
+  return stuffed + ends.bytes + whole.bytes + padding(whole.partial) + kMarkerBytes +
+         rest(static_cast<std::int32_t>(then.mcus + more));
+}
+
+// The bits of a byte as a tree: bytes that begin alike share what reads their first bits.
+void Scan::spread(const Position& at, int left, int byte, Bytes& to) const {
+  for (int bit = 0; bit < 2; ++bit) {
+    Position then = at;
+    if (read(then, bit) != Fault::kNone) continue;
+    int value = byte | bit << left;
+    bool whole = left == 0;
+    if (then.state == 0) {
+      ++then.mcus;
+      if (at_marker(then)) {
+        whole = true;
+        value |= (1 << left) - 1;
+        then.phase = value == kFF ? Position::kStuffAtEnd : Position::kMarker;
+      }
+    }
+    if (!whole) {
+      spread(then, left - 1, value, to);
+      continue;
+    }
+    if (value == kFF && then.phase == Position::kData) then.phase = Position::kStuff;
+    to.good[value] = true;
+    to.position[value] = then;
+  }
+}
+
+void Scan::step_all(const Position& at, Bytes& to) const {
+  to.good.fill(false);
+  if (at.phase == Position::kData) return spread(at, 7, 0, to);
+  for (int byte = 0; byte < 256; ++byte) {
+    to.position[byte] = at;
+    to.good[byte] = step(to.position[byte], static_cast<std::uint8_t>(byte)) == Fault::kNone;
+  }
 }
 
 }  // namespace jpeg

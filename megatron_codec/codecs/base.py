@@ -18,7 +18,10 @@ import numpy as np
 from megatron_codec.errors import UserError
 
 ENTRY_POINTS = "megatron_codec.codecs"
-BUILT_IN = {"jpeg": "megatron_codec.codecs.jpeg:JpegCodec"}
+BUILT_IN = {
+    "jpeg": "megatron_codec.codecs.jpeg:JpegCodec",
+    "avc": "megatron_codec.codecs.avc:AvcCodec",
+}
 
 
 @dataclasses.dataclass(frozen=True)

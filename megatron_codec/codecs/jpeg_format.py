@@ -4,14 +4,15 @@
 
 A file is valid here when a decoder needs no tolerance to read it: every segment well-formed, every bit of the
 scan part of a code that the tables have, markers in their places, as many MCUs as the picture has, nothing
-behind the end. Stricter than ITU-T T.81 in two points that no encoder of ours needs: fill bytes before a
-marker of the scan, and several scans.
+behind the end. Stricter than ITU-T T.81 in three points that no encoder of ours needs: fill bytes before a
+marker of the scan, several scans, and sampling factors that do not divide the largest, which libjpeg has not.
 
-Source: ITU-T T.81, annex B.
+Source: ITU-T T.81, annex B; ITU-T T.871 (JFIF); Adobe's Technical Note 5116 for APP14.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from megatron_codec._csrc import JpegFault, JpegScan
 from megatron_codec.codecs.base import Report
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
+_APP0, _APP14 = 0xE0, 0xEE
 _BASELINE = 0xC0
 _OTHER_FRAMES = {
     0xC1: "extended sequential", 0xC2: "progressive", 0xC3: "lossless", 0xC5: "hierarchical",
@@ -26,6 +28,9 @@ _OTHER_FRAMES = {
     0xCB: "arithmetic-coded", 0xCD: "arithmetic-coded", 0xCE: "arithmetic-coded", 0xCF: "arithmetic-coded",
 }  # fmt: skip
 _MOST_BLOCKS = 10  # of an MCU, T.81 B.2.3
+_MOST_SYMBOLS = 256  # of a Huffman table: each is a byte
+_MOST_DC_SIZE = 15  # that is a size at all; beyond 11 no baseline scan can use one
+_ADOBE_TRANSFORMS = {3: (0, 1), 4: (0, 2)}  # by the number of components: none, or YCbCr, or YCCK
 
 Table = tuple[tuple[int, ...], bytes]  # how many Huffman codes of each length 1 to 16, and their symbols
 
@@ -136,12 +141,18 @@ def check_file(data: bytes, canonical: bool = False, in_range: bool = False) -> 
     """
     try:
         layout = parse(data)
-        scan = layout.scan(canonical, in_range)
+        # Files of one origin have one layout, and an automaton takes longer to build than to run.
+        scan = _automaton(replace(layout, scan_offset=0), canonical, in_range)
     except FormatError as error:
         return Report(False, error.reason, error.offset)
     except ValueError as error:
         return Report(False, str(error), 0)
     return check_scan(layout, scan, data[layout.scan_offset :], layout.scan_offset)
+
+
+@lru_cache(maxsize=16)
+def _automaton(layout: Format, canonical: bool, in_range: bool) -> JpegScan:
+    return layout.scan(canonical, in_range)
 
 
 def check_scan(layout: Format, scan: JpegScan, stream: bytes, offset: int = 0) -> Report:
@@ -179,6 +190,7 @@ class _Parser:
         self.huffman: dict[tuple[int, int], Table] = {}  # (0 DC or 1 AC, number)
         self.interval = 0
         self.frame: tuple[int, int, list[tuple[int, int, int, int]]] | None = None
+        self.adobe: tuple[int, int] | None = None  # the colour transform of APP14, and where it stands
 
     def parse(self) -> Format:
         """From SOI to SOS."""
@@ -202,6 +214,13 @@ class _Parser:
                 self._frame(body, start)
             elif marker in _OTHER_FRAMES:
                 raise FormatError(f"is {_OTHER_FRAMES[marker]}, not baseline", start)
+            elif marker == _APP0 and body[:5] == b"JFIF\0":
+                if len(body) < 14 or body[5] != 1:
+                    raise FormatError(f"JFIF segment {body[:14].hex().upper()}, not whole or not 1.x", start)
+            elif marker == _APP14 and body[:5] == b"Adobe":
+                if len(body) < 12:
+                    raise FormatError(f"Adobe segment of {len(body) + 2} bytes, less than 14", start)
+                self.adobe = body[11], start
             elif not (0xE0 <= marker <= 0xEF or marker == _COM):
                 raise FormatError(f"marker FF{marker:02X} before the scan", start)
 
@@ -247,6 +266,8 @@ class _Parser:
             symbols = body[at + 17 : at + 17 + sum(counts)]
             if kind > 1 or number > 1 or len(counts) != 16 or len(symbols) != sum(counts) or not symbols:
                 raise FormatError(f"Huffman table {kind}/{number} is cut, empty or numbered wrongly", start)
+            if len(symbols) > _MOST_SYMBOLS or (kind == 0 and max(symbols) > _MOST_DC_SIZE):
+                raise FormatError(f"Huffman table {kind}/{number} has symbols that are none", start)
             # The code of ones alone stays free (T.81 C.2), so the sum is below one.
             if sum(count << (15 - i) for i, count in enumerate(counts)) >= 1 << 16:
                 raise FormatError(f"Huffman table {kind}/{number} has more codes than there can be", start)
@@ -271,6 +292,9 @@ class _Parser:
             components.append((number, factors >> 4, factors & 15, table))
         if not 1 <= len(components) <= 4 or len({c[0] for c in components}) < len(components):
             raise FormatError(f"{len(components)} components, or two of one number", start)
+        for factors in zip(*((c[1], c[2]) for c in components), strict=True):
+            if any(max(factors) % factor for factor in factors):
+                raise FormatError(f"sampling factors {factors}, which do not divide the largest", start)
         self.frame = width, height, components
 
     def _scan(self, body: bytes, start: int) -> Format:
@@ -283,6 +307,11 @@ class _Parser:
             raise FormatError(f"a scan of {body[0]} of {len(frame)} components: several scans", start)
         if body[-3:] != b"\x00\x3f\x00":
             raise FormatError(f"SOS ends in {body[-3:].hex().upper()}, not in baseline's 003F00", start)
+        transforms = _ADOBE_TRANSFORMS.get(len(frame))
+        if self.adobe and transforms and self.adobe[0] not in transforms:
+            raise FormatError(
+                f"Adobe colour transform {self.adobe[0]}, not one of {transforms}", self.adobe[1]
+            )
         components = []
         for place, (number, horizontal, vertical, table) in enumerate(frame):
             selector, tables = body[1 + 2 * place : 3 + 2 * place]

@@ -35,10 +35,10 @@ class Masks:
     ):
         self.tokenizer, self.width, self.device = tokenizer, width, device
         make = getattr(codec, "grammar", None)
-        # The grammar numbers tokens as the tokenizer does; a vocabulary from elsewhere has ids of its own.
-        self.ids = np.array(tokenizer.ids.tokens if tokenizer.ids else range(tokenizer.vocab_size))
-        self._numbers = {id: number for number, id in enumerate(self.ids.tolist())}
-        tokens = [tokenizer.decode([id]) for id in self._numbers]
+        # The grammar numbers the tokens that stand for bytes; a vocabulary from elsewhere has ids of its own.
+        ids = tokenizer.ids.tokens if tokenizer.ids else range(tokenizer.vocab_size)
+        self._ids, self._number = np.array(ids), {id: number for number, id in enumerate(ids)}
+        tokens = [tokenizer.token_bytes(id) for id in ids]
         self.grammar: Grammar | None = make(tokens, canonical, in_range) if make else None
 
     def begin(self, prompt: Sequence[int], name: str = "prompt") -> Any:
@@ -49,10 +49,11 @@ class Masks:
         """
         if self.grammar is None:
             return None
-        ids = prompt[1:] if prompt[0] == self.tokenizer.bos else prompt
-        prefix = self.tokenizer.prefix
-        given = ids[len(prefix) :] if list(ids[: len(prefix)]) == prefix else ids
-        special = next((i for i in given if i not in self._numbers), None)
+        ids = list(prompt)
+        for id in (self.tokenizer.bos, *self.tokenizer.prefix):
+            if ids[:1] == [id]:
+                del ids[0]
+        special = next((id for id in ids if id not in self._number), None)
         if special is not None:
             raise UserError(
                 f"{name} with token id {special}",
@@ -77,12 +78,11 @@ class Masks:
         assert self.grammar is not None
         found = np.zeros((len(rows), self.width), np.uint8)
         guided = [cursors[row] for row in rows]
+        numbered = found if self.tokenizer.ids is None else np.zeros((len(rows), len(self._ids)), np.uint8)
         # One of the tokens left is EOS.
-        self.grammar.allow(guided, [left[row] - 1 for row in rows], found)
-        if self.tokenizer.ids:
-            placed = np.zeros_like(found)
-            placed[:, self.ids] = found[:, : len(self.ids)]
-            found = placed
+        self.grammar.allow(guided, [left[row] - 1 for row in rows], numbered)
+        if numbered is not found:
+            found[:, self._ids] = numbered
         found[:, self.tokenizer.eos] = [self.grammar.done(cursor) for cursor in guided]
         if len(rows) < len(cursors):
             every = np.ones((len(cursors), self.width), np.uint8)
@@ -95,5 +95,5 @@ class Masks:
         """Moves a cursor on by a token that its mask allowed."""
         if cursor is not None and token != self.tokenizer.eos:
             assert self.grammar is not None
-            moved = self.grammar.read(cursor, self._numbers[token])
+            moved = self.grammar.read(cursor, self._number[token])
             assert moved

@@ -4,7 +4,8 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -19,11 +20,15 @@ from megatron_codec.preprocessing.journal import ShardFiles, ShardJournal
 from megatron_codec.preprocessing.plan import Plan, check_output, input_lists
 from megatron_codec.preprocessing.progress import Progress
 from megatron_codec.preprocessing.skipping import SkipLimit, Skipped
-from megatron_codec.preprocessing.sources import Selection, Source, Subset, open_inputs
+from megatron_codec.preprocessing.sources import Item, Selection, Source, Subset, open_inputs
 from megatron_codec.preprocessing.workers import run_in_processes
 from megatron_codec.tokenizer import Tokenizer
 
-BATCH = 64  # items tokenized at once and between two lines of the journal
+# Items tokenized at once and between two lines of the journal: so many, or as many as give so many bytes or
+# take so many seconds.
+BATCH, BATCH_BYTES, BATCH_SECONDS = 64, 1 << 20, 10.0
+
+Result = tuple[Item, list[bytes] | Skipped]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -100,7 +105,7 @@ def build_dataset(
     check_output(prefix)
 
     with input_lists(prefix, f"{number}-of-{tasks}") as lists:
-        source = open_inputs(selection, encoder.suffixes, lists)
+        source = open_inputs(selection, encoder.suffixes, lists, encoder.things)
         if tasks == 1:
             workers = min(workers, source.size)
         plan = Plan(
@@ -111,6 +116,7 @@ def build_dataset(
             selection.to_dict() | encoder.settings(),
             library_versions() | encoder.versions(),
             source.digest,
+            encoder.things,
         )
         plan.start()
         try:
@@ -135,7 +141,7 @@ def _write_shards(
     parts = list(pairwise(bounds))
     size = sum(parts[i][1] - parts[i][0] for i in shards)
     jobs = []
-    with Progress(str(plan.prefix), size, disable=not progress) as bar:
+    with Progress(str(plan.prefix), size, plan.things, disable=not progress) as bar:
         for i in shards:
             finished = plan.files(i).finished()
             if finished:
@@ -146,7 +152,7 @@ def _write_shards(
         def listen(step: Step) -> None:
             (bar.resume if step.resumed else bar.advance)(step.positions, step.items, step.skipped)
             if max_skipped:
-                max_skipped.check(bar.items, bar.skipped)
+                max_skipped.check(bar.items, bar.skipped, plan.things)
 
         if len(jobs) == 1:
             write_shard(jobs[0], listen)
@@ -160,7 +166,7 @@ def write_shard(job: ShardJob, tell: Callable[[Step], None]) -> None:
         with ShardJournal(job.files) as journal:
             tell(Step(journal.position, journal.items, len(journal.skipped), resumed=True))
             results = job.encoder.encode(islice(job.source, journal.items, None))
-            while batch := list(islice(results, BATCH)):
+            while batch := _batch(results):
                 skipped = [result for _, result in batch if isinstance(result, Skipped)]
                 streams = [stream for _, result in batch if isinstance(result, list) for stream in result]
                 ids, offsets = job.tokenizer.encode_batch(streams, add_special_tokens=True)
@@ -176,6 +182,18 @@ def write_shard(job: ShardJob, tell: Callable[[Step], None]) -> None:
             raise
         remedy = "make room; the same command goes on where it was"
         raise UserError(f"{job.files.target}", f"cannot be written: {error.strerror}", remedy) from error
+
+
+def _batch(results: Iterator[Result]) -> list[Result]:
+    """The next results: 64 of them, or fewer if they are large or slow. The documents do not depend on it."""
+    batch, size, started = [], 0, time.monotonic()
+    for result in islice(results, BATCH):
+        batch.append(result)
+        if isinstance(result[1], list):
+            size += sum(map(len, result[1]))
+        if size >= BATCH_BYTES or time.monotonic() - started > BATCH_SECONDS:
+            break
+    return batch
 
 
 def library_versions() -> dict[str, str]:

@@ -21,6 +21,11 @@ class Encoder(Protocol):
         """Endings of the files that it reads, lower case, with the dot."""
         ...
 
+    @property
+    def things(self) -> str:
+        """What its items are called in messages: pictures, videos."""
+        ...
+
     def encode(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[bytes] | Skipped]]:
         """Each item, in order, with its streams or why there are none."""
         ...

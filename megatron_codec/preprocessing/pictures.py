@@ -41,6 +41,11 @@ class PictureEncoder:
         """Endings of the files that Pillow opens."""
         return picture_suffixes()
 
+    @property
+    def things(self) -> str:
+        """See `Encoder`."""
+        return "pictures"
+
     def encode(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[bytes] | Skipped]]:
         """See `Encoder`."""
         size = self.codec.image_size
@@ -83,9 +88,9 @@ def iterate_streams(
     """
     selection = Selection(tuple(map(Path, inputs)), subset, hold_out, limit)
     with tempfile.TemporaryDirectory() as spool:
-        source = open_inputs(selection, encoder.suffixes, Path(spool))
+        source = open_inputs(selection, encoder.suffixes, Path(spool), encoder.things)
         skipped: list[Skipped] = []
-        with Progress("encoding", source.size, disable=not progress) as bar:
+        with Progress("encoding", source.size, encoder.things, disable=not progress) as bar:
             reached = 0
             for item, result in encoder.encode(source):
                 bar.advance(item.position + 1 - reached, 1, isinstance(result, Skipped))
@@ -95,6 +100,7 @@ def iterate_streams(
                 else:
                     yield from result
         if len(skipped) == bar.items:
-            raise nothing_readable(skipped[0], bar.items)
+            raise nothing_readable(skipped[0], bar.items, encoder.things)
         if skipped:
-            print(f"skipped {len(skipped)} of {bar.items} pictures, first {skipped[0].name}", file=sys.stderr)
+            told = f"skipped {len(skipped)} of {bar.items} {encoder.things}, first {skipped[0].name}"
+            print(told, file=sys.stderr)

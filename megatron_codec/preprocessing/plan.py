@@ -36,6 +36,7 @@ class Plan:
         codec, source, versions: as in the manifest.
         tokenizer: for the manifest, too.
         digest: of the source, see `sources.base`.
+        things: what its items are called.
     """
 
     prefix: Path
@@ -45,6 +46,7 @@ class Plan:
     source: dict[str, Any]
     versions: dict[str, str]
     digest: str
+    things: str
 
     @property
     def folder(self) -> Path:
@@ -109,10 +111,10 @@ class Plan:
         skipped = [entry for part in finished for entry in part.skipped]
         items = sum(part.items for part in finished)
         if max_skipped:
-            max_skipped.check(items, len(skipped), finished=True)
+            max_skipped.check(items, len(skipped), self.things, finished=True)
         if not any(part.shard.documents for part in finished):
             self.remove()
-            raise nothing_readable(skipped[0], items)
+            raise nothing_readable(skipped[0], items, self.things)
         records = np.concatenate([np.fromfile(self.files(i).documents, RECORD) for i in range(self.shards)])
         manifest = Manifest(
             codec=self.codec,

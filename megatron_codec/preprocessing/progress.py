@@ -13,9 +13,11 @@ class Progress:
     Args:
         title: what the line begins with.
         size: positions to be done, see `sources.base`.
+        things: what the items are called.
     """
 
-    def __init__(self, title: str, size: int, disable: bool = False):
+    def __init__(self, title: str, size: int, things: str, disable: bool = False):
+        self._things = things
         self.items = self.skipped = 0
         self._before, self._started = 0, time.monotonic()
         form = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
@@ -34,7 +36,7 @@ class Progress:
         self.items += items
         self.skipped += skipped
         rate = (self.items - self._before) / max(1e-9, time.monotonic() - self._started)
-        text = f"{self.items:,} pictures, {rate:,.0f}/s, {self.skipped:,} skipped"
+        text = f"{self.items:,} {self._things}, {rate:,.0f}/s, {self.skipped:,} skipped"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(positions)
 

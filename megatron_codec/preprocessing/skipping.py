@@ -61,7 +61,7 @@ class SkipLimit:
         except ValueError:
             valid = False
         if not valid:
-            rule = "must be a number of pictures or a share of them"
+            rule = "must be a number of items or a share of them"
             raise UserError(f"--max-skipped {self.text}", rule, "for instance 100 or 1%")
 
     @property
@@ -72,8 +72,8 @@ class SkipLimit:
     def _value(self) -> float:
         return float(self.text[:-1]) if self._is_share else int(self.text)
 
-    def check(self, items: int, skipped: int, finished: bool = False) -> None:
-        """Raises UserError if so many of so many items are too many."""
+    def check(self, items: int, skipped: int, things: str = "pictures", finished: bool = False) -> None:
+        """Raises UserError if so many of so many items, which are called `things`, are too many."""
         if self._is_share:
             too_many = (finished or items >= _ENOUGH) and skipped > items * self._value / 100
         else:
@@ -81,7 +81,7 @@ class SkipLimit:
         if too_many:
             rule = f"more than --max-skipped {self.text}"
             remedy = "see why with --max-skipped 100% and the manifest; the same command goes on where it was"
-            raise UserError(f"{skipped:,} of {items:,} pictures were skipped", rule, remedy)
+            raise UserError(f"{skipped:,} of {items:,} {things} were skipped", rule, remedy)
 
 
 def skipped_summary(skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def skipped_summary(skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
     return summary
 
 
-def nothing_readable(first: Skipped, count: int) -> UserError:
-    """The error for inputs in which no picture can be read."""
+def nothing_readable(first: Skipped, count: int, things: str) -> UserError:
+    """The error for inputs in which not one item can be read."""
     rule = f"none of them can be read, first {first.name} ({first.reason})"
-    return UserError(f"--input: {count} pictures", rule)
+    return UserError(f"--input: {count} {things}", rule)

@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,6 @@ from PIL import Image
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.errors import UserError
 from megatron_codec.inference import Engine, EngineConfig, Sampling
-from megatron_codec.inference.masks import Masks
 from megatron_codec.inference.sampling import RowSettings, choose
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.tokenizer.vocabulary import ForeignIds
@@ -65,28 +65,6 @@ def test_every_sample_is_a_valid_picture(engine, prompts, settings):
         Image.open(io.BytesIO(CODEC.to_file(completion.stream))).load()
         assert len(completion.removed) == len(completion.token_ids)
         assert all(0 <= lost <= 1 for lost in completion.removed) and sum(completion.removed) > 0
-
-
-def test_a_vocabulary_from_elsewhere_has_the_same_mask_at_its_own_ids(tokenizer, prompts):
-    """Special tokens first, a dummy prefix, and ids that stand for nothing."""
-    ids = ForeignIds(tuple(range(5, 325)), bos=1, eos=2, num_tokens=325, prefix=(4,))
-    foreign = Tokenizer(tokenizer.merges, CODEC.to_dict(), ids=ids)
-    assert foreign.unused == [0, 3]
-    masks = [Masks(CODEC, t, 384, torch.device("cpu")) for t in (tokenizer, foreign)]
-    for prompt in prompts:
-        stream = tokenizer.decode(prompt)
-        there = [foreign.bos, *foreign.encode(stream).tolist()]
-        assert there[1:2] == [4] or not stream
-        cursors = [one.begin(ids) for one, ids in zip(masks, (prompt, there), strict=True)]
-        for _ in range(30):
-            ours, theirs = (one.of([cursor], [90]) for one, cursor in zip(masks, cursors, strict=True))
-            assert torch.equal(theirs[0, 5:325], ours[0, :320])
-            assert theirs[0, 2] == ours[0, 321] and not theirs[0, [0, 1, 3, 4]].any()
-            token = int(ours[0, :320].nonzero()[-1])
-            for one, cursor, id in zip(masks, cursors, (token, token + 5), strict=True):
-                one.read(cursor, id)
-    with pytest.raises(UserError, match="token id 3"):
-        masks[1].begin([1, 4, 3])
 
 
 def test_the_end_is_reached_in_the_fewest_tokens_there_can_be(engine, prompts):
@@ -200,6 +178,20 @@ def test_a_sample_that_was_valid_without_the_grammar_stays_as_it_was(tokenizer):
     for was_valid, without, within in zip(valid, free, held, strict=True):
         assert within.finish_reason == "stop" and CODEC.check(within.stream).valid
         assert was_valid == (within.redrawn == 0) == (within.token_ids == without.token_ids)
+
+
+def test_a_vocabulary_from_elsewhere(tokenizer):
+    """With ids in another order, BOS and EOS among them, some that stand for nothing, and a dummy prefix."""
+    order = np.random.default_rng(0).permutation(322)
+    ids = ForeignIds(tuple(order[:318].tolist()), *order[318:320].tolist(), 322, (int(order[320]),))
+    other = Tokenizer(tokenizer.merges[:62], CODEC.to_dict(), ids=ids)
+    engine = make_engine(other)
+    prompts = [engine.prompt_ids(), engine.prompt_ids(STREAMS[0], 0.5)]
+    assert prompts[1][:2] == [other.bos, *other.prefix]
+    for completion in engine.generate(prompts, Sampling(n=3, temperature=1.5)):
+        assert completion.finish_reason == "stop" and completion.redrawn
+        assert CODEC.check(completion.stream).valid
+        assert not {*other.prefix, *other.unused, other.bos} & set(completion.token_ids)
 
 
 def recites(streams: list[list[int]], engine: Engine):

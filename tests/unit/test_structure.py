@@ -108,7 +108,10 @@ def test_the_order_of_the_parts_has_no_cycle():
     assert {part_of(module_of(path)) for path in PYTHON} - {""} <= MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("tool", ["preprocess_jpeg", "train_tokenizer", "verify_dataset", "show_dataset"])
+@pytest.mark.parametrize(
+    "tool",
+    ["preprocess_jpeg", "preprocess_avc", "train_tokenizer", "verify_dataset", "show_dataset", "check_jpeg"],
+)
 def test_preprocessing_starts_without_torch(tool):
     """What is imported in passing counts as well."""
     code = f"""

@@ -36,6 +36,7 @@ from megatron_codec.preprocessing.sources.tar import TarSource
 __all__ = ["Item", "Selection", "Source", "Subset", "UnusableError", "held_out", "open_inputs"]
 
 LIST_SUFFIXES = (".txt", ".lst")
+_ENDINGS = {"pictures": ".jpg, .png, .webp", "videos": ".mp4, .mkv, .webm"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Selection:
             raise UserError(f"subset '{self.subset}'", f"must be one of {', '.join(get_args(Subset))}")
         if not 0 <= self.hold_out < 1 or (self.subset == "test" and self.hold_out == 0):
             rule = "must be at least 0 and below 1, and above 0 for the subset 'test'"
-            raise UserError(f"--hold-out {self.hold_out}", rule, "0.1 holds out a tenth of the pictures")
+            raise UserError(f"--hold-out {self.hold_out}", rule, "0.1 holds out a tenth")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}", "must be at least 1")
 
@@ -74,16 +75,19 @@ class Selection:
         return asdict(self) | {"inputs": [str(path) for path in self.inputs]}
 
 
-def open_inputs(selection: Selection, suffixes: frozenset[str], spool: Path) -> Source:
+def open_inputs(
+    selection: Selection, suffixes: frozenset[str], spool: Path, things: str = "pictures"
+) -> Source:
     """The items of all inputs, in the order of the inputs.
 
     Args:
         suffixes: endings of the files that are wanted, lower case, with the dot.
         spool: a folder for lists of names; they are needed as long as the source is used.
+        things: what the items are called in messages.
 
     Raises UserError for an input that does not exist or has no items, and for an empty result.
     """
-    opener = _Opener(suffixes, spool)
+    opener = _Opener(suffixes, spool, things)
     sources: list[Source] = []
     for (parent, plain), paths in groupby(selection.inputs, lambda path: (path.parent, _is_plain(path))):
         if plain:  # the shell's photos/*.jpg
@@ -92,18 +96,18 @@ def open_inputs(selection: Selection, suffixes: frozenset[str], spool: Path) -> 
             sources += [part for path in paths for part in opener.open(path)]
     source: Source = JoinedSource(sources)
     if next(iter(source), None) is None:
-        raise UserError(f"--input {' '.join(map(str, selection.inputs))}", "holds no pictures")
+        raise UserError(f"--input {' '.join(map(str, selection.inputs))}", f"holds no {things}")
     if selection.subset != "all":
         source = SubsetSource(source, selection.hold_out, selection.subset == "test")
         if next(iter(source), None) is None:
-            rule = f"none of the pictures falls into the subset '{selection.subset}'"
-            raise UserError(f"--hold-out {selection.hold_out}", rule, "give more pictures or another share")
+            rule = f"none of the {things} falls into the subset '{selection.subset}'"
+            raise UserError(f"--hold-out {selection.hold_out}", rule, f"give more {things} or another share")
     return source if selection.limit is None else SpreadSource(source, selection.limit)
 
 
 class _Opener:
-    def __init__(self, suffixes: frozenset[str], spool: Path):
-        self._suffixes, self._spool, self._lists = suffixes, spool, 0
+    def __init__(self, suffixes: frozenset[str], spool: Path, things: str):
+        self._suffixes, self._spool, self._things, self._lists = suffixes, spool, things, 0
 
     def open(self, path: Path) -> list[Source]:
         """The sources of one input that is no plain file."""
@@ -136,8 +140,9 @@ class _Opener:
 
         names = self._names(wanted())
         if not len(names) and not tars:
-            remedy = "check the path; pictures are known by their endings (.jpg, .png, .webp, ...)"
-            raise UserError(f"{folder}", f"holds no pictures ({others} other files)", remedy)
+            endings = _ENDINGS.get(self._things) or ", ".join(sorted(self._suffixes)[:3])
+            remedy = f"check the path; {self._things} are known by their endings ({endings}, ...)"
+            raise UserError(f"{folder}", f"holds no {self._things} ({others} other files)", remedy)
         found: list[Source] = [FileSource(folder, names)] if len(names) else []
         return found + [TarSource(folder / name, self._suffixes) for name in tars]
 
@@ -157,7 +162,7 @@ class _Opener:
                 written = self._names(names)
                 found.append(FileSource(path.parent, written, repeated_names(written)))
         if not found:
-            raise UserError(f"{path}", "must name one picture a line")
+            raise UserError(f"{path}", f"must name one {self._things[:-1]} a line")
         return found
 
     def _names(self, names: Iterable[str]) -> Names:

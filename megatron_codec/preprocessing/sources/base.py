@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from megatron_codec.preprocessing.sources.place import Place
+
 Subset = Literal["all", "train", "test"]
 
 
@@ -45,6 +47,7 @@ class Item:
         read: the content of its file, or the uint8 array itself. Raises OSError or `UnusableError`. To be
             called, if at all, before the source is asked for the next item.
         faulty: stands for a fault of the source itself (a tar file that ends too early), not for an item.
+        place: where the content lies in a file, as it is, if it does.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Item:
     position: int
     read: Callable[[], bytes | np.ndarray]
     faulty: bool = False
+    place: Place | None = None
 
 
 def unusable(name: str, label: str, position: int, kind: str, reason: str, faulty: bool = False) -> Item:

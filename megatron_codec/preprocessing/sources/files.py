@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_codec.errors import UserError
 from megatron_codec.preprocessing.sources.base import Item, unusable
+from megatron_codec.preprocessing.sources.place import Place
 
 
 class Names:
@@ -99,7 +100,7 @@ class FileSource:
                 reason = "is named before in the same list"
                 yield unusable(name, path, i - self._start, "named twice", reason)
             else:
-                yield Item(name, path, i - self._start, _Reader(path))
+                yield Item(name, path, i - self._start, _Reader(path), place=Place(path))
 
 
 class _Reader:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_codec.preprocessing.sources.base import Item, unusable
+from megatron_codec.preprocessing.sources.place import Place
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 POSITION = 1 << 14  # bytes
@@ -88,7 +89,10 @@ class TarSource:
             if repeated:
                 yield unusable(full, label, place, "named twice", "is named before in the same tar file")
             else:
-                yield Item(full, label, place, _reader(tar, member))
+                # Of a compressed tar file, and of a file with holes, the content lies nowhere as it is.
+                there = Place(str(self._path), member.offset_data, member.size)
+                where = None if compressed or member.issparse() else there
+                yield Item(full, label, place, _reader(tar, member), place=where)
 
 
 class _StrictMember(tarfile.TarInfo):
