@@ -31,7 +31,7 @@ LAYERS, HIDDEN, FFN, HEADS, IDS = 32, 4096, 11008, 32, 323
 LIMIT = 6 * 2**30  # bytes of resident memory for a conversion
 DISK = 45e9
 # To sample: weights, of which the engine has a copy in the order in which its kernels read them.
-MEMORY = {"transformers": 16e9, "int8": 21.5e9, "bf16": 30e9}
+MEMORY = {"transformers": 16e9, "int8": 26e9, "bf16": 33e9}
 GENERATE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,9 +146,11 @@ def test_7b_is_converted_both_ways_within_6_gib_and_sampled(folder):
             with safe_open(folder / "again" / index[name], "pt") as made:
                 assert torch.equal(made.get_tensor(name), tensor), name
 
-    if available_memory() > MEMORY["transformers"]:
-        run("16 tokens by transformers", "-c", GENERATE, folder / "again", folder / "tokens.json")
-        assert len(json.loads((folder / "tokens.json").read_text())) == 16
+    if available_memory() < MEMORY["transformers"]:
+        pytest.skip(f"converted, not sampled: needs {MEMORY['transformers'] / 1e9:.0f} GB of free memory")
+    run("16 tokens by transformers", "-c", GENERATE, folder / "again", folder / "tokens.json")
+    assert len(json.loads((folder / "tokens.json").read_text())) == 16
+    shutil.rmtree(folder / "again")
     for name, flags in (("bf16", []), ("int8", ["--weight-dtype", "int8"])):
         if available_memory() > MEMORY[name]:
             run(
@@ -158,6 +160,5 @@ def test_7b_is_converted_both_ways_within_6_gib_and_sampled(folder):
             )  # fmt: skip
             [sample] = json.loads((folder / "samples/samples.json").read_text())["files"]
             assert sample["new_tokens"] == 16
-            break
-    else:
-        pytest.skip(f"converted, not sampled here: needs {MEMORY['int8'] / 1e9:.0f} GB of free memory")
+            return
+    print(f"not sampled by tools/generate.py: needs {MEMORY['int8'] / 1e9:.0f} GB of free memory")

@@ -18,7 +18,7 @@ from megatron_codec.conversion import check as proof
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError
 from megatron_codec.flags import parse_pretrain
-from megatron_codec.inference import Engine, Sampling
+from megatron_codec.inference import Engine
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.tokenizer.exchange import to_text
 from megatron_codec.training import checkpoint
@@ -27,6 +27,7 @@ from megatron_codec.training.pretrain import pretrain
 from tests.data_sources import photo_crops
 from tests.distributed.launch import ROOT, launch
 from tests.tiny import CODEC
+from tests.unconstrained import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.conversion import ConvertConfig, convert
 from megatron_codec.conversion.distributed import Checkpoint
-from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.inference import Engine, EngineConfig
 from megatron_codec.inference.generate import GenerateConfig, generate
 from megatron_codec.model.hf import weights_of
 from megatron_codec.tokenizer import Tokenizer
@@ -22,6 +22,7 @@ from megatron_codec.training import checkpoint
 from megatron_codec.training.checkpoint import Description
 from tests.data_sources import photo_crops
 from tests.public_model import LLAMA_TOKENIZER, sentencepiece_model, write_public_model
+from tests.unconstrained import Sampling
 
 NEW_TOKENS = 40
 CODEC = JpegCodec(image_size=256, quality=25)
@@ -92,7 +93,12 @@ def test_prompts_and_greedy_choices_are_those_of_transformers(ours, theirs, slow
 def test_pictures_are_those_of_transformers(public, ours, theirs, slow_tokenizer, crops, tmp_path):
     """Through tools/generate.py's own function; their picture is put together as the paper's script does."""
     crops[3].save(tmp_path / "photo.png")
-    settings = {"num_samples": 1, "prompt_image": (tmp_path / "photo.png",), "prompt_ratio": 0.5}
+    settings = {
+        "num_samples": 1,
+        "constrain": False,
+        "prompt_image": (tmp_path / "photo.png",),
+        "prompt_ratio": 0.5,
+    }
     generate(
         GenerateConfig(load=ours, output=tmp_path / "made", temperature=0, max_tokens=NEW_TOKENS, **settings)
     )
