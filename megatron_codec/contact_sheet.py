@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 _GAP = 4
 _LABEL_HEIGHT = 14
 _BACKGROUND = (250, 250, 250)
 _MISSING = (200, 60, 60)
+_GENERATED = (240, 140, 20)
 
 
 def contact_sheet(
@@ -45,4 +47,35 @@ def contact_sheet(
                 (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
             )
             sheet.paste(larger, corner)
+    return sheet
+
+
+def film_sheet(clips: Sequence[tuple[np.ndarray | None, int]], width: int = 96) -> Image.Image:
+    """Draws the frames of clips side by side, a clip a row; frames that were generated have a line below.
+
+    Args:
+        clips: uint8 [frames, height, width, 3] and how many of its first frames were given; None draws a
+            crossed-out row, for a sample that does not decode.
+        width: of a frame in pixels, about; frames are enlarged by a whole factor.
+    """
+    first = next((frames for frames, _ in clips if frames is not None), np.zeros((1, 1, 1, 3), np.uint8))
+    count, height, wide = first.shape[:3]
+    factor = max(1, round(width / wide))
+    height, wide = height * factor, wide * factor
+    size = (_GAP + count * (wide + _GAP), _GAP + len(clips) * (height + 2 * _GAP))
+    sheet = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for y, (frames, given) in enumerate(clips):
+        top = _GAP + y * (height + 2 * _GAP)
+        if frames is None:
+            box = (_GAP, top, size[0] - _GAP, top + height)
+            draw.rectangle(box, outline=_MISSING)
+            draw.line(box, fill=_MISSING)
+            continue
+        for x, frame in enumerate(frames):
+            left = _GAP + x * (wide + _GAP)
+            picture = Image.fromarray(frame).resize((wide, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, top))
+            if x >= given:
+                draw.rectangle((left, top + height + 1, left + wide - 1, top + height + 2), fill=_GENERATED)
     return sheet

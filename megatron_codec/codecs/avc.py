@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from megatron_codec.codecs.avc_check import Layout, check_stream
-from megatron_codec.codecs.avc_decoder import Concealment, decode_pictures, decode_reported, write_rgb
+from megatron_codec.codecs.avc_decoder import Concealment, decode_pictures, decode_reported, decode_rgb
 from megatron_codec.codecs.avc_encoder import encode_h264, x264_version
 from megatron_codec.codecs.avc_files import mux_mp4
 from megatron_codec.codecs.base import DecodeError, Report
@@ -188,14 +188,11 @@ class AvcCodec:
 
         Raises DecodeError if not a single frame can be had.
         """
-        pictures = decode_pictures(self.to_h264(stream))
-        fitting = [p for p in pictures if (p.width, p.height) == (self.width, self.height)]
-        if not fitting:
+        frames = np.empty((self.frames, self.height, self.width, 3), np.uint8)
+        count = decode_rgb(self.to_h264(stream), frames)
+        if count == 0:
             rule = f"holds no frame of {self.width}x{self.height} pixels that can be decoded"
             raise DecodeError(f"stream of {len(stream)} bytes", rule)
-        count = min(len(fitting), self.frames)
-        frames = np.empty((self.frames, self.height, self.width, 3), np.uint8)
-        write_rgb(fitting[:count], frames)
         frames[count:] = frames[count - 1]
         return frames
 

@@ -1,7 +1,7 @@
 """H.264 byte streams to frames with FFmpeg's decoder, sound or not, and what it had to make up."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -45,19 +45,26 @@ class Concealment:
         return bool(self.missing_frames or self.surplus_frames or self.wrong_size or any(self.macroblocks))
 
 
-def decode_pictures(h264: bytes) -> list["av.VideoFrame"]:
+def decode_pictures(h264: bytes) -> Iterator["av.VideoFrame"]:
     """The pictures of a raw stream, whatever can be had of it; none if there is nothing."""
-    return [picture for picture, _ in _decode(h264, None)]
+    return (picture for picture, _ in _decode(h264, None))
 
 
-def write_rgb(pictures: Sequence["av.VideoFrame"], frames: np.ndarray) -> None:
-    """Writes pictures into `frames`, uint8 [at least as many, height, width, 3], of their size."""
+def decode_rgb(h264: bytes, frames: np.ndarray) -> int:
+    """Writes the pictures of a raw stream into `frames`, uint8 [at most so many, height, width, 3], and
+    returns how many there were. Those of another size are left out."""
     reformatter = pyav().video.reformatter.VideoReformatter()  # one; a picture would make its own
-    _, height, width, channels = frames.shape
-    for picture, frame in zip(pictures, frames, strict=False):
-        (plane,) = reformatter.reformat(picture, format="rgb24").planes
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
-        frame[...] = rows[:, : width * channels].reshape(height, width, channels)
+    room, height, width, channels = frames.shape
+    count = 0
+    for picture in decode_pictures(h264):
+        if (picture.width, picture.height) == (width, height):
+            (plane,) = reformatter.reformat(picture, format="rgb24").planes
+            rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+            frames[count] = rows[:, : width * channels].reshape(height, width, channels)
+            count += 1
+        if count == room:
+            break
+    return count
 
 
 def decode_reported(h264: bytes, frames: int, size: tuple[int, int], macroblocks: int) -> Concealment:
@@ -74,7 +81,7 @@ def decode_reported(h264: bytes, frames: int, size: tuple[int, int], macroblocks
         logging.set_level(logging.DEBUG)
         try:
             with logging.Capture() as logs:
-                decoded = _decode(h264, logs)
+                decoded = list(_decode(h264, logs))
         finally:
             logging.set_level(before)
     fitting = [count for picture, count in decoded if (picture.width, picture.height) == size]
@@ -87,14 +94,12 @@ def decode_reported(h264: bytes, frames: int, size: tuple[int, int], macroblocks
     )
 
 
-def _decode(h264: bytes, logs: list | None) -> list[tuple["av.VideoFrame", int]]:
+def _decode(h264: bytes, logs: list | None) -> Iterator[tuple["av.VideoFrame", int]]:
     """Pictures, each with the number of its macroblocks that were made up as far as `logs` say."""
     av = pyav()
     context = av.CodecContext.create("h264", "r")
     context.thread_count = 1
-    pictures = []
-    packets = [*context.parse(h264), *context.parse(None), None]
-    for packet in packets:
+    for packet in [*context.parse(h264), *context.parse(None), None]:
         if logs:
             logs.clear()
         try:
@@ -106,5 +111,4 @@ def _decode(h264: bytes, logs: list | None) -> list[tuple["av.VideoFrame", int]]
             found = _CONCEALED.search(message)
             if found:
                 concealed += max(map(int, found.groups()))
-        pictures += [(picture, concealed) for picture in decoded]
-    return pictures
+        yield from ((picture, concealed) for picture in decoded)

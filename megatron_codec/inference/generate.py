@@ -1,20 +1,22 @@
-"""What tools/generate.py does: pictures from nothing or from the first part of pictures, as files."""
+"""What tools/generate.py does: pictures or clips from nothing or from their first part, as files."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from megatron_codec.codecs import Codec, DecodeError
+from megatron_codec.codecs import AvcCodec, Codec, DecodeError
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
 from megatron_codec.inference.admission import find_checkpoint
+from megatron_codec.inference.clips import clip_sheet, prompt_faults, prompt_ratio, video_streams
 from megatron_codec.inference.completion import Completion
 from megatron_codec.inference.config import EngineConfig
 from megatron_codec.inference.engine import Engine
@@ -34,12 +36,16 @@ class GenerateConfig:
     """Samples, of each prompt if there are prompts."""
     prompt_image: tuple[Path, ...] = ()
     """Pictures to complete."""
+    prompt_video: tuple[Path, ...] = ()
+    """Videos whose first clip is completed, for a model of clips."""
     prompt_data_path: Path | None = None
     """Dataset prefix whose first documents are completed, instead of pictures."""
     num_prompts: int = 4
     """Documents to take from --prompt-data-path."""
     prompt_ratio: float = 0.5
-    """Share of a prompt picture that is given, in patches, from the top."""
+    """Share of a prompt picture that is given, in patches, from the top; of a clip, in frames."""
+    prompt_frames: int | None = None
+    """Frames of a clip that are given, instead of --prompt-ratio; the paper gives 10 of 15."""
     temperature: float = 1.0
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: int = 0
@@ -69,8 +75,10 @@ def generate(config: GenerateConfig) -> dict:
     if engine.layout.is_main:
         print(f"{engine.memory} a process", flush=True)
     originals = [(name, engine.codec.encode(picture)) for name, picture in pictures.items()]
+    originals += video_streams(config.prompt_video, engine.codec)
     originals += _documents(config, engine)
-    prompts = [engine.prompt_ids(stream, config.prompt_ratio) for _, stream in originals]
+    ratio = prompt_ratio(config.prompt_ratio, config.prompt_frames, engine.codec)
+    prompts = [engine.prompt_ids(stream, ratio) for _, stream in originals]
     prompts = prompts or [engine.prompt_ids()]
 
     started = time.perf_counter()
@@ -79,7 +87,7 @@ def generate(config: GenerateConfig) -> dict:
     seconds = time.perf_counter() - started
     if not engine.layout.is_main:
         return {}
-    return _write(config, engine.codec, originals, completions, seconds)
+    return _write(config, engine.codec, originals, completions, ratio, seconds)
 
 
 def _check(config: GenerateConfig) -> tuple[Sampling, dict[str, Image.Image]]:
@@ -117,6 +125,7 @@ def _check(config: GenerateConfig) -> tuple[Sampling, dict[str, Image.Image]]:
                 rule = "has the name of another prompt picture, and samples are named after them"
                 raise UserError(f"--prompt-image {path}", rule, "rename one of the two")
             pictures[path.stem] = _open(path)
+    faults += prompt_faults(config.prompt_video, config.prompt_frames)
     with collecting(faults):
         find_checkpoint(config.load, config.engine)
     raise_all(faults)
@@ -157,6 +166,7 @@ def _write(
     codec: Codec,
     originals: list[tuple[str, bytes]],
     completions: list[Completion],
+    ratio: float,
     seconds: float,
 ) -> dict:
     config.output.mkdir(parents=True, exist_ok=True)
@@ -167,9 +177,9 @@ def _write(
         picture, fault = _decode(completion)
         pictures.append(picture)
         # What no viewer opens is kept as it came, under another name.
-        file = config.output / (name + (codec.file_suffix if picture else ".broken"))
+        file = config.output / (name + (".broken" if picture is None else codec.file_suffix))
         with whole_file(file) as stream:
-            stream.write(codec.to_file(completion.stream) if picture else completion.stream)
+            stream.write(completion.stream if picture is None else codec.to_file(completion.stream))
         report = codec.check(completion.stream)
         samples.append(
             {
@@ -184,10 +194,12 @@ def _write(
                 "redrawn_tokens": completion.redrawn,
             }
         )
-    if originals:
+    if isinstance(codec, AvcCodec):
+        sheet = clip_sheet(codec, originals, pictures, ratio)
+    elif originals:
         rows = [
             [
-                codec.decode(codec.prompt(stream, config.prompt_ratio)),
+                codec.decode(codec.prompt(stream, ratio)),
                 *pictures[index * n : (index + 1) * n],
                 codec.decode(stream),
             ]
@@ -215,7 +227,7 @@ def _write(
     return summary
 
 
-def _decode(completion: Completion) -> tuple[Image.Image | None, str]:
+def _decode(completion: Completion) -> tuple[Any, str]:
     try:
         return completion.media, ""
     except DecodeError as error:

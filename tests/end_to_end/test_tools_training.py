@@ -114,7 +114,7 @@ MISTAKES = {
     "an unknown preset": Mistake(
         "pretrain",
         "--preset jpeglm-70b",
-        ["--preset jpeglm-70b: is not known; use one of jpeglm-7b, avclm-7b, jpeglm-tiny"],
+        ["--preset jpeglm-70b: is not known; use one of jpeglm-7b, avclm-7b, jpeglm-tiny, avclm-tiny"],
     ),
     "a damaged checkpoint to train on": Mistake(
         "pretrain",

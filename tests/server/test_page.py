@@ -122,7 +122,9 @@ def test_pictures_from_nothing_are_those_of_the_api(real_server, visit, browser)
     page.click("figure:nth-child(2) .download")
     assert list(downloads(browser, 1).values()) == files[1:2]
     assert "Seed 5" in text(page, ".with") and "top-k 100" in text(page, ".with")
-    assert "3 of 3 valid" in text(page, ".summary") and "0 valid without the grammar" in text(page, ".summary")
+    assert "3 of 3 valid" in text(page, ".summary") and "0 valid without the grammar" in text(
+        page, ".summary"
+    )
     page.click("[name=constrain]")
     make(page, n=3, seed=5, temperature=0.9, top_k=100)
     page.wait(f"document.querySelectorAll('.run').length == 2 && {DONE}")
