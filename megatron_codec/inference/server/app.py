@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from megatron_codec import __version__
 from megatron_codec.inference.loop import EngineLoop
-from megatron_codec.inference.server import completions, docs, errors, general, images, megatron
+from megatron_codec.inference.server import completions, docs, errors, general, images, megatron, videos
 from megatron_codec.inference.server.gate import Gate
 from megatron_codec.inference.server.service import Service
 from megatron_codec.inference.server.settings import ServerConfig
@@ -26,7 +26,7 @@ def create_app(loop: EngineLoop, config: ServerConfig) -> FastAPI:
 
     app = FastAPI(
         title="megatron_codec",
-        description="Language models that write JPEG files byte by byte.",
+        description="Language models that write JPEG and H.264 files byte by byte.",
         version=__version__,
         lifespan=lifespan,
         responses=docs.ERRORS,
@@ -39,7 +39,7 @@ def create_app(loop: EngineLoop, config: ServerConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_bug)
-    for part in (completions, megatron, images, general):
+    for part in (completions, megatron, images, videos, general):
         app.include_router(part.router)
     docs.describe(app)
     return app

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from megatron_codec.inference.server.errors import ApiError, from_validation
-from megatron_codec.inference.server.protocol import Body, EditBody, EditFields
+from megatron_codec.inference.server.protocol import Body
 
 Model = TypeVar("Model", bound=Body)
 
@@ -33,22 +33,31 @@ async def read_json(request: Request, model: type[Model]) -> Model:
         raise from_validation(error) from None
 
 
-async def read_edit(request: Request) -> tuple[EditFields, bytes]:
-    """The fields and the picture file of an edit, of JSON or of multipart/form-data. Raises ApiError."""
+async def read_edit(
+    request: Request, name: str, model: type[Body], fields_of_form: type[Model]
+) -> tuple[Model, bytes]:
+    """The fields and the file of an edit, of JSON or of multipart/form-data. Raises ApiError.
+
+    Args:
+        name: of the field that holds the file.
+        model: of the JSON body, which has the fields of a form and the file in base64.
+    """
     if _media_type(request) != "multipart/form-data":
-        body = await read_json(request, EditBody)
-        encoded = body.image.partition(",")[2] if body.image.startswith("data:") else body.image
+        body = await read_json(request, model)
+        assert isinstance(body, fields_of_form)
+        file: str = getattr(body, name)
+        encoded = file.partition(",")[2] if file.startswith("data:") else file
         try:
             return body, base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ApiError(400, f"image: is not base64: {error}", "image") from None
+            raise ApiError(400, f"{name}: is not base64: {error}", name) from None
     async with request.form(max_files=1, max_fields=64) as form:
-        picture = form.get("image") or form.get("image[]")
-        if not isinstance(picture, UploadFile):
-            raise ApiError(400, "image: a picture file is required", "image")
+        upload = form.get(name) or form.get(f"{name}[]")
+        if not isinstance(upload, UploadFile):
+            raise ApiError(400, f"{name}: a file is required", name)
         fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        data = await picture.read()
+        data = await upload.read()
     try:
-        return EditFields.model_validate_strings(fields, strict=False), data
+        return fields_of_form.model_validate_strings(fields, strict=False), data
     except ValidationError as error:
         raise from_validation(error) from None

@@ -16,6 +16,9 @@ BODIES: tuple[type[BaseModel], ...] = (
     protocol.ImageBody,
     protocol.EditBody,
     protocol.EditForm,
+    protocol.VideoBody,
+    protocol.VideoEditBody,
+    protocol.VideoEditForm,
 )
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "What the client got wrong; `param` names the field"},

@@ -193,6 +193,34 @@ class EditForm(EditFields):
     ]
 
 
+class VideoBody(ImageBody):
+    """The body of `POST /v1/videos/generations`."""
+
+    partial_images: Annotated[Literal[0], Field(description="Clips are not shown while they are made")] = 0
+
+
+class VideoEditFields(VideoBody):
+    """The fields of `POST /v1/videos/edits` beside the clip."""
+
+    prompt_frames: Annotated[
+        Int32 | None, Field(ge=0, description="Frames of the clip that are given; by default two thirds")
+    ] = None
+
+
+class VideoEditBody(VideoEditFields):
+    """The body of `POST /v1/videos/edits` as JSON."""
+
+    video: Annotated[str, Field(description="A video file in base64, or a data: URL of one")]
+
+
+class VideoEditForm(VideoEditFields):
+    """The body of `POST /v1/videos/edits` as multipart/form-data."""
+
+    video: Annotated[
+        Any, WithJsonSchema({"type": "string", "format": "binary", "description": "A video file"})
+    ]
+
+
 class MegatronBody(Body):
     """The body of `PUT /api`, named as Megatron-LM names it."""
 
