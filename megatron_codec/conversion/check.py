@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from megatron_codec import parallel
-from megatron_codec.codecs import Codec, JpegCodec
+from megatron_codec.codecs import AvcCodec, Codec, JpegCodec
 from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
 from megatron_codec.conversion import vocabulary
 from megatron_codec.errors import UserError
 from megatron_codec.model import build_model, transformer_config
 from megatron_codec.preprocessing import PictureEncoder, iterate_streams
+from megatron_codec.preprocessing.videos import VideoEncoder
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training import checkpoint
 from megatron_codec.training.checkpoint import Description
@@ -33,16 +34,20 @@ class Side:
 
 
 def documents(
-    pictures: Sequence[Path], samples: int, codec: Codec, tokenizer: Tokenizer
+    inputs: Sequence[Path], samples: int, codec: Codec, tokenizer: Tokenizer
 ) -> list[tuple[bytes, list[int]]]:
-    """Stream and ids, between BOS and EOS, of each picture.
+    """Stream and ids, between BOS and EOS, of each picture or of the first clip of each video.
 
     Raises:
-        UserError: no picture can be read, or the codec is not one of pictures.
+        UserError: none can be read, or the codec is of neither.
     """
-    if not isinstance(codec, JpegCodec):
-        raise UserError("--check", f"needs pictures, and the codec is {codec.name}", "leave --check out")
-    streams = iterate_streams(pictures, PictureEncoder(codec), limit=samples, progress=False)
+    if isinstance(codec, AvcCodec):
+        encoder = VideoEncoder(codec)
+    elif isinstance(codec, JpegCodec):
+        encoder = PictureEncoder(codec)
+    else:
+        raise UserError("--check", f"knows no files for the codec {codec.name}", "leave it out")
+    streams = iterate_streams(inputs, encoder, limit=samples, progress=False)
     return [(s, [tokenizer.bos, *tokenizer.encode_to_list(s), tokenizer.eos]) for s in streams]
 
 
@@ -71,7 +76,7 @@ def check(
     count = sum(map(len, inputs))
     name = str(dtype).removeprefix("torch.")
     print(
-        f" logits of {count} tokens of {len(inputs)} pictures, in {name}: largest difference {apart:.2e}, "
+        f" logits of {count} tokens of {len(inputs)} documents, in {name}: largest difference {apart:.2e}, "
         f"largest logit {largest:.3g}; the likeliest token is the same after {agree} of {count}"
     )
     for side in sides:
@@ -98,7 +103,7 @@ def _same_ids(sides: Sequence[Side], chosen: list[tuple[bytes, list[int]]], toke
         good = good and not differing
         count = sum(len(ids) - 2 for _, ids in chosen)
         verdict = f"of {differing} DIFFERENT" if differing else "the same"
-        print(f" {count} ids of {len(chosen)} pictures in {side.path} by transformers: {verdict} as ours")
+        print(f" {count} ids of {len(chosen)} documents in {side.path} by transformers: {verdict} as ours")
     return good
 
 

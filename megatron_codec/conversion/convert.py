@@ -53,10 +53,10 @@ class ConvertConfig:
     quality: int = 25
     """Of such a folder: their quality."""
     check: tuple[Path, ...] = ()
-    """Pictures, or folders of them: load both models and compare logits and ids on them, weights and
-    files."""
+    """Pictures (videos for a model of clips), or folders of them: load both models and compare logits and ids
+    on them, weights and files."""
     check_samples: int = 4
-    """How many of the pictures."""
+    """How many of them."""
     check_dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute logits in. One model is in memory at a time."""
 

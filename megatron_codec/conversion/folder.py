@@ -61,7 +61,13 @@ def _card(description: Description, tokenizer: Tokenizer, codec: Codec, dtype: s
         if description.iteration
         else "not known: the weights were converted from elsewhere"
     )
-    use = f"\n`python {SCRIPT} picture.jpg` makes a picture with transformers alone.\n"
+    use = shared = ""
+    if isinstance(codec, JpegCodec):
+        use = f"\n`python {SCRIPT} picture.jpg` makes a picture with transformers alone.\n"
+        shared = (
+            "\nTables that all files share are left out of the stream and have to be put in again; "
+            f"`{DESCRIPTION}` has\nthem.\n"
+        )
     return f"""---
 library_name: transformers
 tags:
@@ -72,7 +78,7 @@ tags:
 # A language model that writes {codec.name} files byte by byte
 
 A Llama whose tokens are the bytes of canonical {codec.name} files and merges of them, after *JPEG-LM: LLMs as Image
-Generators with Canonical Codec Representations* (Han et al., 2024). It writes pictures, not text.
+Generators with Canonical Codec Representations* (Han et al., 2024). It writes files, not text.
 
 | | |
 |---|---|
@@ -86,15 +92,14 @@ Generators with Canonical Codec Representations* (Han et al., 2024). It writes p
 | written by | megatron_codec {__version__} |
 
 ## Use
-{use if isinstance(codec, JpegCodec) else ""}
-A byte is written as the character U+2800 + byte. The tokenizer puts BOS in front and no EOS behind; a picture is complete
-when the model gives EOS. Shared tables of the format are left out of the stream and have to be put in again:
-`megatron_codec.json` has them, with the settings of the codec and the tokenizer as they were trained.
-
+{use}
+A byte is written as the character U+2800 + byte. The tokenizer puts BOS in front and no EOS behind; a file is complete
+when the model gives EOS. `{DESCRIPTION}` has the settings of the codec and the tokenizer as they were trained.
+{shared}
     vllm serve FOLDER
 
 serves it; prompts are best given as token ids. `tools/convert_checkpoint.py --from hf --to megatron` of megatron_codec
 takes the folder back, for training on and for its own server.
 
-The model knows only pictures of the kind that it was trained on, cut and compressed by these settings.
+The model knows only files of the kind that it was trained on, made by these settings.
 """  # noqa: E501

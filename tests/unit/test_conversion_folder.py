@@ -13,12 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_codec.conversion import ConvertConfig, convert, shards
+from megatron_codec.codecs import AvcCodec
+from megatron_codec.config import ModelConfig
+from megatron_codec.conversion import ConvertConfig, convert, distributed, shards
 from megatron_codec.conversion import check as proof
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.inference import Engine
+from megatron_codec.model.hf import shape_of
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.tokenizer.exchange import to_text
 from megatron_codec.training import checkpoint
@@ -28,6 +31,7 @@ from tests.data_sources import photo_crops
 from tests.distributed.launch import ROOT, launch
 from tests.tiny import CODEC
 from tests.unconstrained import Sampling
+from tests.videos import moving, write_video
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +174,7 @@ def test_the_tool_prints_proof(trained, corpus, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout
     assert "weights read again: the same sha256" in said
-    assert "ids of 3 pictures" in said and "by transformers: the same as ours" in said
+    assert "ids of 3 documents" in said and "by transformers: the same as ours" in said
     assert "largest difference" in said and "model.safetensors" in said
     # It is no proof if it cannot fail: another model under the same name.
     folder = out / "model.safetensors"
@@ -182,6 +186,31 @@ def test_the_tool_prints_proof(trained, corpus, tmp_path):
     tokenizer = Tokenizer.load(corpus.tokenizer)
     chosen = proof.documents([corpus.pictures], 2, CODEC, tokenizer)
     assert not proof.check(sides, chosen, tokenizer, 160, torch.float32)
+
+
+def test_a_model_of_clips_goes_both_ways(tmp_path, capsys):
+    codec = AvcCodec(frames=2, width=64, height=48)
+    write_video(tmp_path / "clip.mp4", moving(8))
+    stream = codec.encode(tmp_path / "clip.mp4")
+    tokenizer = Tokenizer.train([stream] * 2, 300, codec=codec.to_dict())
+    model = ModelConfig(2, 32, 48, 2, seq_length=512)
+    generator = torch.Generator().manual_seed(0)
+
+    def weights(weight):
+        shape = shape_of(weight.row.shape, model, tokenizer.num_tokens)
+        return torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) / 5
+
+    description = Description(model, tokenizer.to_dict(), codec.to_dict(), "", 7, 56, bf16=False)
+    (tmp_path / "ours/iter_0000007").mkdir(parents=True)
+    (tmp_path / "ours" / checkpoint.LATEST).write_text("7")
+    distributed.write(tmp_path / "ours/iter_0000007", description, weights, lambda _: torch.empty(0, 32), 302)
+    check = (tmp_path / "clip.mp4",)
+    assert convert(ConvertConfig("megatron", "hf", tmp_path / "ours", tmp_path / "out", check=check))
+    assert convert(ConvertConfig("hf", "megatron", tmp_path / "out", tmp_path / "back", check=check))
+    ids = len(tokenizer.encode(stream))
+    assert capsys.readouterr().out.count(f"{ids} ids of 1 documents") == 2
+    assert "| codec | avc: frames 2" in (tmp_path / "out/README.md").read_text()
+    assert not (tmp_path / "out/make_picture.py").exists()
 
 
 def test_documents_of_the_check_are_those_of_a_dataset(corpus):
