@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Lock
-from typing import TYPE_CHECKING
+from threading import Lock, local
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import av
 
 _CONCEALED = re.compile(r"concealing (\d+) DC, (\d+) AC, (\d+) MV errors")
+_thread = local()
 _logging = Lock()  # FFmpeg's log level is one for the whole process
 
 
@@ -53,7 +54,7 @@ def decode_pictures(h264: bytes) -> Iterator["av.VideoFrame"]:
 def decode_rgb(h264: bytes, frames: np.ndarray) -> int:
     """Writes the pictures of a raw stream into `frames`, uint8 [at most so many, height, width, 3], and
     returns how many there were. Those of another size are left out."""
-    reformatter = pyav().video.reformatter.VideoReformatter()  # one; a picture would make its own
+    reformatter = _reformatter()
     room, height, width, channels = frames.shape
     count = 0
     for picture in decode_pictures(h264):
@@ -65,6 +66,13 @@ def decode_rgb(h264: bytes, frames: np.ndarray) -> int:
         if count == room:
             break
     return count
+
+
+def _reformatter() -> Any:
+    """One a thread: making its tables takes as long as half of a clip."""
+    if not hasattr(_thread, "reformatter"):
+        _thread.reformatter = pyav().video.reformatter.VideoReformatter()
+    return _thread.reformatter
 
 
 def decode_reported(h264: bytes, frames: int, size: tuple[int, int], macroblocks: int) -> Concealment:

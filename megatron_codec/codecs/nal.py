@@ -3,6 +3,7 @@ not decode has to know them: where they lie, what they are, and the first fields
 """
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 SLICE, IDR_SLICE, SEI, SPS, PPS = 1, 5, 6, 7, 8  # nal_unit_type, table 7-1
@@ -80,8 +81,18 @@ def _last_unit(stream: bytes, end: int) -> NalUnit | None:
 
 def without_units(stream: bytes, types: tuple[int, ...]) -> bytes:
     """The stream without its units of these types."""
-    units = nal_units(stream)
-    return b"".join(stream[unit.start : unit.end] for unit in units if unit.type not in types)
+    parts, position = [], 0
+    for match in _starts_of(types).finditer(stream):
+        parts.append(stream[position : match.start()])
+        following = _START_CODE.search(stream, match.end())
+        position = following.start() if following else len(stream)
+    return b"".join([*parts, stream[position:]])
+
+
+@cache
+def _starts_of(types: tuple[int, ...]) -> re.Pattern[bytes]:
+    headers = b"|".join(re.escape(bytes([header])) for header in range(256) if header & 31 in types)
+    return re.compile(b"\x00?\x00\x00\x01(?:" + (headers or b"(?!)") + b")")
 
 
 def with_parameter_sets(stream: bytes, head: bytes) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megatron_codec.codecs import AvcCodec, Codec
+from megatron_codec.codecs import AvcCodec, Codec, DecodeError
 from megatron_codec.contact_sheet import film_sheet
 from megatron_codec.errors import UserError
 
@@ -44,6 +44,17 @@ def prompt_ratio(ratio: float, frames: int | None, codec: Codec) -> float:
     if frames > codec.frames:
         raise UserError(f"--prompt-frames {frames}", f"a clip of this model has {codec.frames} frames")
     return frames / codec.frames
+
+
+def made_up(codec: Codec, stream: bytes) -> dict[str, float]:
+    """For samples.json, the share of a clip's macroblocks that the decoder had to make up: 1 if it does not
+    decode. Nothing for pictures."""
+    if not isinstance(codec, AvcCodec):
+        return {}
+    try:
+        return {"share_made_up": codec.decode_reported(stream)[1].share}
+    except DecodeError:
+        return {"share_made_up": 1.0}
 
 
 def clip_sheet(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from megatron_codec.inference.attention import PagedAttention
 from megatron_codec.inference.blocks import BLOCK
 from megatron_codec.inference.linear import Linear, make_linear
+from megatron_codec.inference.packed import PackedLinear
 from megatron_codec.inference.step import Step
 from megatron_codec.model import kernels
 from megatron_codec.parallel import Layout
@@ -39,6 +40,32 @@ class _Layer:
     values: Tensor
 
 
+class _Weights:
+    """The parameters of a model by name, which may be let go as they are packed; see `Decoder`."""
+
+    def __init__(self, model: GPTModel, frees: bool):
+        self.parameters, self.frees = dict(model.named_parameters()), frees
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parameters[name].detach()
+
+    def get(self, name: str) -> Tensor | None:
+        """The parameter, if there is one on this stage."""
+        parameter = self.parameters.get(name)
+        return None if parameter is None else parameter.detach()
+
+    def linear(self, name: str, int8: bool = False) -> Linear:
+        """The product with it."""
+        product = make_linear(self[name], int8)
+        if self.frees and isinstance(product, PackedLinear):
+            parameter = self.parameters[name]
+            parameter.data = parameter.data.new_empty(0)
+        return product
+
+
 class Decoder:
     """The pipeline stage of this process, with its part of the key-value cache.
 
@@ -48,6 +75,8 @@ class Decoder:
         max_length: tokens that a sequence may have.
         int8: keep the layers' matrices in int8. The output layer, a hundredth of them, stays: its errors
             are those of the logits.
+        frees: the model is not needed any more: its weights are let go one by one as they are packed, so
+            that no second copy of all of them is ever held.
         compiled: let torch.compile fuse what lies between the attention and the sums over ranks, and leave
             out what is made for a CPU.
     """
@@ -61,6 +90,7 @@ class Decoder:
         max_length: int,
         int8: bool = False,
         compiled: bool = False,
+        frees: bool = False,
     ):
         config = model.config
         self.compiled = compiled
@@ -76,7 +106,7 @@ class Decoder:
         self.attention = PagedAttention(
             heads, groups, width, rotary_base, max_length, self.dtype, layout.device
         )
-        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        weights = _Weights(model, frees)
         cache = torch.zeros(
             (2, len(model.decoder.layers), blocks, groups, BLOCK, width),
             dtype=self.dtype,
@@ -88,7 +118,7 @@ class Decoder:
         ]
         self.embedding = weights.get("embedding.word_embeddings.weight")
         self.norm = weights.get("decoder.final_layernorm.weight")
-        self.output = make_linear(weights["output_layer.weight"]) if layout.has_output() else None
+        self.output = weights.linear("output_layer.weight") if layout.has_output() else None
 
     def bytes_per_block(self) -> int:
         """Memory of one block in all layers of this process."""
@@ -206,7 +236,7 @@ def _swiglu(gate_and_up: Tensor) -> Tensor:
 
 
 def _layer(
-    weights: dict[str, Tensor], prefix: str, keys: Tensor, values: Tensor, int8: bool, compiled: bool
+    weights: _Weights, prefix: str, keys: Tensor, values: Tensor, int8: bool, compiled: bool
 ) -> _Layer:
     def norm(ours: str, fused: str) -> Tensor:
         # Transformer Engine keeps the norm's weight in the linear layer behind it.
@@ -214,7 +244,7 @@ def _layer(
         return weights[name] if name in weights else weights[prefix + fused]
 
     def linear(name: str) -> Linear:
-        return make_linear(weights[f"{prefix}{name}.weight"], int8)
+        return weights.linear(f"{prefix}{name}.weight", int8)
 
     def compilable(name: str) -> Linear | Tensor:
         return weights[f"{prefix}{name}.weight"] if compiled else linear(name)

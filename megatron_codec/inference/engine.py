@@ -67,6 +67,9 @@ class _End:
 class Engine:
     """A model ready to generate. Make it with `Engine.load`.
 
+    Args:
+        frees: see `Decoder`.
+
     One thread at a time may use it, but for `request`, which any thread may call.
     """
 
@@ -78,6 +81,7 @@ class Engine:
         codec: Codec,
         layout: Layout,
         config: EngineConfig | None = None,
+        frees: bool = False,
     ):
         self.config, self.layout = model_config, layout
         self.tokenizer, self.codec = tokenizer, codec
@@ -85,10 +89,10 @@ class Engine:
         blocks = cache_blocks(config, model.config, model_config, layout)
         base, context = model_config.rotary_base, model_config.seq_length
         int8 = config.weight_dtype == "int8"
-        self.decoder = Decoder(model, layout, blocks, base, context, int8, config.compile)
         matrices = [p.numel() for name, p in model.named_parameters() if ".linear_" in name and p.dim() == 2]
         numbers = sum(p.numel() for p in model.parameters())
         size = model.config.params_dtype.itemsize
+        self.decoder = Decoder(model, layout, blocks, base, context, int8, config.compile, frees)
         self.memory = Memory(
             weights=numbers * size - (sum(matrices) * (size - 1) if int8 else 0),
             cache=blocks * self.decoder.bytes_per_block(),
@@ -132,7 +136,7 @@ class Engine:
         )
         model = build_model(megatron, description.model, tokenizer.num_tokens, layout).to(layout.device)
         checkpoint.load_weights(start, [model])
-        return cls(model, description.model, tokenizer, codec, layout, config)
+        return cls(model, description.model, tokenizer, codec, layout, config, frees=True)
 
     @property
     def leads(self) -> bool:

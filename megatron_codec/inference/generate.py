@@ -16,7 +16,7 @@ from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.files import whole_file, write_json
 from megatron_codec.inference.admission import find_checkpoint
-from megatron_codec.inference.clips import clip_sheet, prompt_faults, prompt_ratio, video_streams
+from megatron_codec.inference.clips import clip_sheet, made_up, prompt_faults, prompt_ratio, video_streams
 from megatron_codec.inference.completion import Completion
 from megatron_codec.inference.config import EngineConfig
 from megatron_codec.inference.engine import Engine
@@ -182,7 +182,8 @@ def _write(
             stream.write(completion.stream if picture is None else codec.to_file(completion.stream))
         report = codec.check(completion.stream)
         samples.append(
-            {
+            made_up(codec, completion.stream)
+            | {
                 "file": file.name,
                 "decodes": picture is not None,
                 "valid": report.valid,

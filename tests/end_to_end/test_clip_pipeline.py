@@ -60,6 +60,7 @@ def test_completed_clips_play_and_begin_as_their_prompt(run):
         content = (run / "completions" / sample["file"]).read_bytes()
         with av.open(io.BytesIO(content)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert 0 < sample["share_made_up"] <= 2 / 6  # 60 tokens of a model that knows nothing: hardly a frame
         assert len(frames) == 6 and frames[0].shape == (32, 48, 3)
         # A sample with damage is encoded once more.
         assert np.abs(np.stack(frames[:3]).astype(int) - prompt[:3]).mean() < 10

@@ -6,7 +6,7 @@ import pytest
 from megatron_codec.codecs import AvcCodec, JpegCodec
 from megatron_codec.contact_sheet import film_sheet
 from megatron_codec.errors import UserError
-from megatron_codec.inference.clips import clip_sheet, prompt_faults, prompt_ratio, video_streams
+from megatron_codec.inference.clips import clip_sheet, made_up, prompt_faults, prompt_ratio, video_streams
 from tests.videos import moving, write_video
 
 CODEC = AvcCodec(frames=6, width=64, height=48)
@@ -64,6 +64,14 @@ def test_prompts_are_counted_in_frames(tmp_path):
     with pytest.raises(UserError, match=r"clip.mp4: the model writes jpeg; give --prompt-image"):
         video_streams([path], JpegCodec(32))
     assert video_streams([], JpegCodec(32)) == []
+
+
+def test_what_was_made_up_is_told():
+    stream = CODEC.encode(moving(6, 64, 48))
+    assert made_up(CODEC, stream) == {"share_made_up": 0.0}
+    assert made_up(CODEC, CODEC.first_frames(stream, 3)) == {"share_made_up": 0.5}
+    assert made_up(CODEC, b"nothing") == {"share_made_up": 1.0}
+    assert made_up(JpegCodec(32), b"") == {}
 
 
 def test_mistakes_are_told_together(tmp_path):

@@ -98,3 +98,17 @@ def test_the_weights_that_were_packed_are_let_go(int8):
     gc.collect()
     assert not [matrix for matrix in matrices if matrix() is not None]
     assert all(isinstance(layer.qkv, PackedLinear) for layer in decoder.layers)
+
+
+@pytest.mark.skipif(not _csrc.has_amx(), reason="without AMX bf16 weights stay where they are")
+@pytest.mark.parametrize("int8", [False, True], ids=["bf16", "int8"])
+def test_weights_are_let_go_as_they_are_packed(int8):
+    """So that a model takes its own memory once; and not where somebody else trains it."""
+    for frees in (False, True):
+        module, layout = model_in(torch.bfloat16)
+        before = sum(p.numel() for p in module.parameters())
+        Decoder(module, layout, 4, SMALL.rotary_base, SMALL.seq_length, int8=int8, frees=frees)
+        left = {name for name, p in module.named_parameters() if p.numel()}
+        matrices = {name for name, _ in module.named_parameters() if ".linear_" in name}
+        assert sum(p.numel() for p in module.parameters()) == before or frees
+        assert bool(matrices & left) != frees and "embedding.word_embeddings.weight" in left

@@ -112,13 +112,13 @@ def test_the_order_of_the_parts_has_no_cycle():
     "tool",
     ["preprocess_jpeg", "preprocess_avc", "train_tokenizer", "verify_dataset", "show_dataset", "check_jpeg"],
 )
-def test_preprocessing_starts_without_torch(tool):
+def test_preprocessing_starts_without_torch_and_pyav(tool):
     """What is imported in passing counts as well."""
     code = f"""
 import runpy, sys
 runpy.run_path("tools/{tool}.py", run_name="imported")
 import megatron_codec.preprocessing, megatron_codec.tokenizer, megatron_codec.data, megatron_codec.codecs
-print(sorted({{"torch", "megatron", "transformers"}} & set(sys.modules)))
+print(sorted({{"torch", "megatron", "transformers", "av"}} & set(sys.modules)))
 """
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
 
