@@ -104,6 +104,7 @@ class Making:
 
 
 async def answer(request: Request, making: Making) -> Response:
+    """The files, in one answer or as events; a client that leaves ends them."""
     if making.body.stream:
         return Streamed(making.events(), making.generation.cancel)
     try:
