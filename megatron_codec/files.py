@@ -10,15 +10,21 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+def whole_file(
+    path: str | os.PathLike, mode: str = "wb", *, scratch: str | os.PathLike | None = None
+) -> Iterator[IO[Any]]:
     """Opens a file that takes its name only when the block ends without an exception.
 
     A reader, or a run that is stopped at any moment, sees the old file or the new one, never a part.
+
+    Args:
+        scratch: the folder of the temporary file, for a caller that clears that folder in the end: what
+            SIGKILL leaves goes with it. It must exist, on the same file system. By default the file's own.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Tasks on several machines may write the same file, and in containers have the same process number.
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    temporary = Path(scratch or path.parent) / f".{path.name}.{os.urandom(8).hex()}.tmp"
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream

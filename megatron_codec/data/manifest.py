@@ -156,11 +156,11 @@ class Manifest:
         }
         return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON file, whole."""
+    def save(self, path: str | os.PathLike, *, scratch: str | os.PathLike | None = None) -> None:
+        """Writes the JSON file, whole; `scratch` as of `whole_file`."""
         head = {"format": FORMAT, "version": VERSION, "hash": self.hash}
         content = head | {"documents": self.documents, "tokens": self.tokens} | dataclasses.asdict(self)
-        with whole_file(path) as file:
+        with whole_file(path, scratch=scratch) as file:
             file.write(with_checksum(content))
 
     @classmethod

@@ -150,7 +150,7 @@ class ShardJournal:
         target = self._files.target
         os.fsync(self._bin.fileno())
         if self._writer.documents:
-            with whole_file(f"{target}.idx") as idx_file:
+            with whole_file(f"{target}.idx", scratch=self._files.bin.parent) as idx_file:
                 self._writer.write_index(idx_file)
             os.replace(self._files.bin, f"{target}.bin")
         finished = Finished(self._writer.shard(), self.items, self.skipped)

@@ -120,13 +120,13 @@ class Plan:
             codec=self.codec,
             tokenizer=self.tokenizer.to_dict(),
             shards=[part.shard for part in finished if part.shard.documents],
-            skipped=skipped_summary(skipped, Path(f"{self.prefix}.skipped.jsonl")),
+            skipped=skipped_summary(skipped, Path(f"{self.prefix}.skipped.jsonl"), self.folder),
             source=self.source,
             statistics={"items": items, **_statistics(records)},
             versions=self.versions,
             command=list(command),
         )
-        manifest.save(f"{self.prefix}.json")
+        manifest.save(f"{self.prefix}.json", scratch=self.folder)
         self.remove()
         return manifest
 

@@ -84,12 +84,15 @@ class SkipLimit:
             raise UserError(f"{skipped:,} of {items:,} {things} were skipped", rule, remedy)
 
 
-def skipped_summary(skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
-    """`Manifest.skipped`; writes all of them to `path`, a JSON object a line, if they are more than 100."""
+def skipped_summary(skipped: Sequence[Skipped], path: Path, scratch: Path) -> dict[str, Any]:
+    """`Manifest.skipped`; writes all of them to `path`, a JSON object a line, if they are more than 100.
+
+    `scratch` is a folder for temporary files.
+    """
     kinds = sorted(Counter(entry.kind for entry in skipped).items())
     summary = {"count": len(skipped), "reasons": dict(kinds), "first": list(map(asdict, skipped[:NAMED]))}
     if len(skipped) > NAMED:
-        with whole_file(path, "w") as file:
+        with whole_file(path, "w", scratch=scratch) as file:
             file.writelines(json.dumps(asdict(entry)) + "\n" for entry in skipped)
         summary["file"] = path.name
     return summary

@@ -1,6 +1,7 @@
 """A run that is stopped, split over tasks, or out of room ends with the bytes of one that was not."""
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -316,6 +317,26 @@ def test_killed_between_the_last_renames(tmp_path):
     files.done.unlink()
     write_journal(tmp_path, files, steps)
     assert files.finished() == expected and (tmp_path / "p.bin").read_bytes() == content
+
+
+def test_killed_while_it_names_its_files(tmp_path, monkeypatch):
+    """What SIGKILL leaves lies in the folder that goes away in the end, not beside the dataset."""
+
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    steps = list(journal_steps(np.random.default_rng(1)))
+    files = ShardFiles(tmp_path / "p.partial", tmp_path / "p")
+    monkeypatch.setattr("megatron_codec.data.indexed.IndexedWriter.write_index", killed)
+    process = multiprocessing.get_context("fork").Process(target=write_journal, args=(tmp_path, files, steps))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["p.partial"]
+    assert len(list((tmp_path / "p.partial").glob(".p.idx.*.tmp"))) == 1
+    monkeypatch.undo()
+    write_journal(tmp_path, files, steps)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.bin", "p.idx", "p.partial"]
 
 
 def test_two_runs_do_not_write_the_same_shard(tmp_path, monkeypatch):
