@@ -32,7 +32,7 @@ extras = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.8", "python-multipart>=0.0.9"]
     + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
     "hf": ["safetensors>=0.4.3", "transformers>=4.56", "sentencepiece"],
-    "eval": ["clean-fid>=0.1.35", "scipy<1.18"],
+    "eval": ["clean-fid>=0.1.35", "scipy<1.18", "scikit-learn"],
     "video": ["av>=17.1"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
@@ -58,6 +58,7 @@ setup(
         "megatron_codec.codecs": [
             "jpeg = megatron_codec.codecs.jpeg:JpegCodec",
             "avc = megatron_codec.codecs.avc:AvcCodec",
+            "pixels = megatron_codec.codecs.pixels:PixelsCodec",
         ]
     },
     zip_safe=False,

@@ -3,5 +3,15 @@
 from megatron_codec.codecs.avc import AvcCodec
 from megatron_codec.codecs.base import Codec, DecodeError, ImageCodec, Report, get_codec
 from megatron_codec.codecs.jpeg import JpegCodec
+from megatron_codec.codecs.pixels import PixelsCodec
 
-__all__ = ["AvcCodec", "Codec", "DecodeError", "ImageCodec", "JpegCodec", "Report", "get_codec"]
+__all__ = [
+    "AvcCodec",
+    "Codec",
+    "DecodeError",
+    "ImageCodec",
+    "JpegCodec",
+    "PixelsCodec",
+    "Report",
+    "get_codec",
+]

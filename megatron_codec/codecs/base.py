@@ -21,6 +21,7 @@ ENTRY_POINTS = "megatron_codec.codecs"
 BUILT_IN = {
     "jpeg": "megatron_codec.codecs.jpeg:JpegCodec",
     "avc": "megatron_codec.codecs.avc:AvcCodec",
+    "pixels": "megatron_codec.codecs.pixels:PixelsCodec",
 }
 
 

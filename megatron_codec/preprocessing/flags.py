@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_codec.codecs import AvcCodec, JpegCodec
+from megatron_codec.codecs import AvcCodec, ImageCodec, JpegCodec
 from megatron_codec.codecs.images import Geometry, Method, Resample
 from megatron_codec.codecs.video import MAX_PIXELS as MAX_VIDEO_PIXELS
 from megatron_codec.errors import UserError, collecting, raise_all
@@ -32,15 +32,9 @@ class InputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFlags(InputFlags):
-    """Which pictures are read, and how they become streams."""
+class PictureInputFlags(InputFlags):
+    """Which pictures are read, and how they become square."""
 
-    image_size: int = 256
-    """Side of the square pictures in pixels, a multiple of 16."""
-    quality: int = 25
-    """JPEG quality, 1 to 100."""
-    remove_head: bool = False
-    """Leave out the constant head of every stream as well; worth it for small pictures."""
     geometry: Method = "crop"
     """crop: resize the largest centred square. random-crop: a square at a random place. pad: shrink to fit,
     never enlarge, centre on black."""
@@ -60,9 +54,8 @@ class PictureFlags(InputFlags):
     dali_device: Literal["cpu", "gpu"] = "cpu"
     """Where DALI decodes."""
 
-    def encoder(self) -> PictureEncoder:
-        """See `InputFlags`."""
-        codec = JpegCodec(self.image_size, self.quality, self.remove_head)
+    def encoder_of(self, codec: ImageCodec) -> PictureEncoder:
+        """An encoder of this codec. Raises UserError for a value that is refused."""
         geometry = Geometry(self.geometry, self.resample, self.seed, self.min_crop)
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels {self.max_pixels}", "must be at least 1")
@@ -72,6 +65,22 @@ class PictureFlags(InputFlags):
 
             decoder = DaliDecoder(self.dali_device, self.max_pixels)
         return PictureEncoder(codec, geometry, decoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFlags(PictureInputFlags):
+    """Which pictures are read, and how they become JPEG streams."""
+
+    image_size: int = 256
+    """Side of the square pictures in pixels, a multiple of 16."""
+    quality: int = 25
+    """JPEG quality, 1 to 100."""
+    remove_head: bool = False
+    """Leave out the constant head of every stream as well; worth it for small pictures."""
+
+    def encoder(self) -> PictureEncoder:
+        """See `InputFlags`."""
+        return self.encoder_of(JpegCodec(self.image_size, self.quality, self.remove_head))
 
 
 @dataclass(frozen=True, kw_only=True)
