@@ -18,7 +18,7 @@ from tests.server.serving import serving
 LONG = {"prompt": [1], "ignore_eos": True}
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=30.0):
     """Waits for a condition. Returns how long it took."""
     started = time.monotonic()
     while not condition():
