@@ -256,7 +256,7 @@ class AvcCodec:
 
         The coded macroblocks within the slices are not looked into.
         """
-        return check_stream(stream, self._layout)
+        return check_stream(stream, self.layout)
 
     def grammar(
         self, tokens: Sequence[bytes], canonical: bool = False, in_range: bool = False
@@ -267,10 +267,11 @@ class AvcCodec:
         Args:
             canonical, in_range: narrower grammars that only pictures have; here they change nothing.
         """
-        return None if self.paper_bytes else AvcGrammar(self._layout, tokens)
+        return None if self.paper_bytes else AvcGrammar(self.layout, tokens)
 
     @property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """What `check` and `grammar` hold streams to."""
         return Layout(
             self.frames,
             (self.width // MACROBLOCK, self.height // MACROBLOCK),

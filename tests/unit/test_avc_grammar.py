@@ -9,6 +9,7 @@ import pytest
 
 from megatron_codec.codecs import AvcCodec
 from megatron_codec.codecs.avc_grammar import AvcGrammar, Data, Header
+from megatron_codec.codecs.avc_slices import IDR, PREDICTED
 from megatron_codec.codecs.nal import IDR_SLICE, SLICE, nal_units
 from megatron_codec.errors import UserError
 from megatron_codec.inference import Engine, EngineConfig, Sampling
@@ -121,6 +122,30 @@ def test_the_shortest_rest_is_as_long_as_said(codec):
         state = after[byte]
         stream.append(byte)
     assert codec.check(bytes(stream)).valid
+
+
+def test_the_shortest_slices_decode_without_concealment():
+    """One skipped macroblock in P slices, DC prediction without levels in I slices."""
+    codec = SMALL_CLIPS[0]
+    automaton = grammar_of(codec, BYTES).automaton
+    tails = {PREDICTED: "010" + "1", IDR: "00100" + "1" + "1" + "1" + "1"}
+    stream = bytearray(codec.head)
+    for frame in range(codec.frames):
+        kind = PREDICTED if frame else IDR
+        for macroblock in range(codec.num_macroblocks):
+            node, bits = automaton.headers.root(macroblock, kind, frame, 0 if macroblock else -1), ""
+            while not node.over:
+                nearest = min((n for n in (node.one, node.zero) if n), key=lambda n: n.left)
+                bits += "1" if nearest is node.one else "0"
+                node = nearest
+            bits += tails[kind]
+            bits += "0" * (-len(bits) % 8)
+            stream += b"\0" * (macroblock == 0 < frame) + b"\0\0\1" + (b"\x41" if frame else b"\x65")
+            stream += int(bits, 2).to_bytes(len(bits) // 8, "big")
+    assert len(stream) == automaton.finish(automaton.begin)
+    assert codec.check(bytes(stream)).valid
+    _, concealment = codec.decode_reported(bytes(stream))
+    assert not concealment and pictures(codec, bytes(stream)) == codec.frames
 
 
 def real_clips(codec: AvcCodec) -> list[bytes]:
