@@ -48,8 +48,8 @@ def microseconds(grammar: AvcGrammar, budget: int, ids: list[int] | None, rng: n
         grammar.allow([cursor], [budget], row)
         spent += time.process_time() - start
         token = ids[count] if ids else int(rng.choice(np.flatnonzero(row[0])))
-        if not grammar.read(cursor, token):
-            raise RuntimeError(f"token {count} of a real clip is refused")
+        if not (row[0, token] and grammar.read(cursor, token)):
+            raise RuntimeError(f"token {count} of a real clip is masked")
         budget -= len(grammar.tokens[token]) if ids else 1
         count += 1
     return 1e6 * spent / count
