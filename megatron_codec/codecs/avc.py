@@ -12,7 +12,7 @@ for every macroblock, as x264 writes it: a byte stream of NAL units (ITU-T H.264
 Needs PyAV: pip install 'megatron_codec[video]'.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,6 +24,7 @@ from megatron_codec.codecs.avc_check import Layout, check_stream
 from megatron_codec.codecs.avc_decoder import Concealment, decode_pictures, decode_reported, decode_rgb
 from megatron_codec.codecs.avc_encoder import encode_h264, x264_version
 from megatron_codec.codecs.avc_files import mux_mp4
+from megatron_codec.codecs.avc_grammar import AvcGrammar
 from megatron_codec.codecs.base import DecodeError, Report
 from megatron_codec.codecs.nal import (
     PPS,
@@ -255,13 +256,28 @@ class AvcCodec:
 
         The coded macroblocks within the slices are not looked into.
         """
-        layout = Layout(
+        return check_stream(stream, self.layout)
+
+    def grammar(
+        self, tokens: Sequence[bytes], canonical: bool = False, in_range: bool = False
+    ) -> AvcGrammar | None:
+        """What can follow token by token in this codec's streams; None for `paper_bytes`, whose heads differ
+        from clip to clip.
+
+        Args:
+            canonical, in_range: narrower grammars that only pictures have; here they change nothing.
+        """
+        return None if self.paper_bytes else AvcGrammar(self.layout, tokens)
+
+    @property
+    def layout(self) -> Layout:
+        """What `check` and `grammar` hold streams to."""
+        return Layout(
             self.frames,
             (self.width // MACROBLOCK, self.height // MACROBLOCK),
             b"" if self.paper_bytes else self.head,
             self.remove_head,
         )
-        return check_stream(stream, layout)
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings, for `get_codec`."""

@@ -78,9 +78,9 @@ class Codec(Protocol):
 class Grammar(Protocol):
     """Which tokens can follow in a stream, so that it becomes a whole and valid one.
 
-    A codec may have one: a method `grammar(tokens, canonical, in_range)`, given the bytes of each token. A
-    cursor is where a stream stands; it has a method `copy`. `begin`, `read`, `done` and `finish` may be
-    called on several threads at a time, `allow` on one.
+    A codec may have one: a method `grammar(tokens, canonical, in_range)`, given the bytes of each token; it
+    returns None for settings that have none. A cursor is where a stream stands; it has a method `copy`.
+    `begin`, `read`, `done` and `finish` may be called on several threads at a time, `allow` on one.
     """
 
     def begin(self, prompt: bytes) -> Any:
@@ -89,7 +89,7 @@ class Grammar(Protocol):
 
     def allow(self, cursors: Sequence[Any], left: Sequence[int], rows: np.ndarray) -> None:
         """Writes 1 into uint8 rows [b, at least the number of tokens] for every token that can come next,
-        else 0: none where the stream has ended.
+        else 0: none where the stream has ended and cannot go on.
 
         Args:
             left: tokens that can still come. Where they were enough for the end once, they always are.
@@ -101,7 +101,7 @@ class Grammar(Protocol):
         ...
 
     def done(self, cursor: Any) -> bool:
-        """Whether the stream has ended."""
+        """Whether the stream may end here: a clip's last slice may also go on."""
         ...
 
     def finish(self, cursor: Any) -> int:

@@ -47,8 +47,8 @@ def prompt_ratio(ratio: float, frames: int | None, codec: Codec) -> float:
 
 
 def made_up(codec: Codec, stream: bytes) -> dict[str, float]:
-    """For samples.json, the share of a clip's macroblocks that the decoder had to make up: 1 if it does not
-    decode. Nothing for pictures."""
+    """For samples.json and answers of the server, the share of a clip's macroblocks that the decoder had to
+    make up: 1 if it does not decode. Nothing for pictures."""
     if not isinstance(codec, AvcCodec):
         return {}
     try:

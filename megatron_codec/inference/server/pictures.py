@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from megatron_codec.codecs import Codec, DecodeError, JpegCodec
+from megatron_codec.inference.clips import made_up
 from megatron_codec.inference.server.errors import ApiError
 from megatron_codec.inference.server.generation import Generation, Sample
 
@@ -71,6 +72,7 @@ class Picture:
             "reason": report.reason,
             "finish_reason": self.sample.finish_reason,
             "new_tokens": len(self.sample.token_ids),
+            **made_up(self.codec, self.stream),
         }
 
 
