@@ -71,6 +71,7 @@ def test_edits(server, alone, upload, given, ratio):
         for item, completion in zip(reply.json()["data"], expected, strict=True):
             file = base64.b64decode(item["b64_json"])
             assert item["valid"] == CODEC.check(completion.stream).valid
+            assert item["share_made_up"] == CODEC.decode_reported(completion.stream)[1].share
             assert frames_of(file).shape == (6, 32, 32, 3)
             # what was given is as it was, up to what encoding a damaged clip anew changes
             whole = round(6 * ratio)
