@@ -49,7 +49,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_codec", "megatron_codec.*"]),
-    package_data={"megatron_codec": ["py.typed", "*.pyi", "inference/server/*.html"]},
+    package_data={"megatron_codec": ["py.typed", "*.pyi", "inference/server/page/*"]},
     ext_modules=[extension],
     cmdclass={"build_ext": build_ext},
     install_requires=["numpy>=1.26", "pillow>=10.2", "tyro>=1.0", "tqdm>=4.66"],

@@ -1,4 +1,4 @@
-"""What is different for tools/generate.py when a model writes clips."""
+"""What is different for tools/generate.py, and in part the server, when a model writes clips."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,8 +47,8 @@ def prompt_ratio(ratio: float, frames: int | None, codec: Codec) -> float:
 
 
 def made_up(codec: Codec, stream: bytes) -> dict[str, float]:
-    """For samples.json and answers of the server, the share of a clip's macroblocks that the decoder had to
-    make up: 1 if it does not decode. Nothing for pictures."""
+    """The share of a clip's macroblocks that the decoder had to make up, 1 if it does not decode: a field for
+    samples.json and the server's answers. Nothing for pictures."""
     if not isinstance(codec, AvcCodec):
         return {}
     try:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.server.browser import Browser
 from tests.server.scripted import ScriptedLoop
 from tests.server.serving import serving
 
@@ -18,3 +19,27 @@ def slow_server():
     """One whose engine takes 10 ms a token."""
     with serving(ScriptedLoop(token_seconds=0.01)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page of a server, with the model's name on it; closes it after the test."""
+    pages = []
+
+    def opened(server, ready=True, **look):
+        page = browser.open(f"{server.url}/", **look)
+        pages.append(page)
+        if ready:
+            page.wait("document.querySelector('#state').textContent == 'ready'")
+        return page
+
+    yield opened
+    for page in pages:
+        if page.session in browser.pages:
+            page.close()

@@ -10,10 +10,10 @@ import random
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
-from megatron_codec.codecs import JpegCodec
+from megatron_codec.codecs import Codec, JpegCodec
 from megatron_codec.errors import UserError
 from megatron_codec.inference.loop import Overloaded, Stopped
 from megatron_codec.inference.requests import Event, Request, Statistics
@@ -27,12 +27,25 @@ TOKENIZER = Tokenizer.train(STREAMS, 300, codec=CODEC.to_dict())
 CONTEXT = 400
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the double knows: the streams that it writes."""
+
+    codec: Codec
+    streams: list[bytes]
+    tokenizer: Tokenizer
+    context: int
+
+
+PICTURES = Material(CODEC, STREAMS, TOKENIZER, CONTEXT)
+
+
 class ScriptedEngine:
     """What the server asks of `Engine`."""
 
-    def __init__(self):
-        self.codec, self.tokenizer = CODEC, TOKENIZER
-        self.config = SimpleNamespace(seq_length=CONTEXT)
+    def __init__(self, material: Material):
+        self.codec, self.tokenizer, self.material = material.codec, material.tokenizer, material
+        self.config = SimpleNamespace(seq_length=material.context)
         self.memory = "no memory"
 
     def prompt_ids(self, stream=None, ratio=0.0):
@@ -43,33 +56,35 @@ class ScriptedEngine:
         unknown = [i for i in prompt if not 0 <= i < self.tokenizer.num_tokens]
         if unknown:
             raise UserError(f"prompt with id {unknown[0]}", f"has ids below {self.tokenizer.num_tokens}")
-        if not 0 < len(prompt) < CONTEXT:
-            raise UserError(f"prompt of {len(prompt)} tokens", f"must have 1 to {CONTEXT - 1}")
+        context = self.material.context
+        if not 0 < len(prompt) < context:
+            raise UserError(f"prompt of {len(prompt)} tokens", f"must have 1 to {context - 1}")
         wrong = [i for i in sampling.stop_token_ids if not 0 <= i < self.tokenizer.num_tokens]
         if wrong:
             raise UserError(f"stop_token_ids {wrong[0]}", "is no token")
         return Request(tuple(prompt), sampling, deliver)
 
 
-def script(prompt, sampling: Sampling, sample: int) -> tuple[list[int], str]:
+def script(prompt, sampling: Sampling, sample: int, material: Material = PICTURES) -> tuple[list[int], str]:
     """Tokens and finish reason of one sample."""
+    tokenizer = material.tokenizer
     key = hashlib.sha256(repr((tuple(prompt), sampling.seed, sample)).encode()).digest()
     rng = random.Random(key)
-    ids = list(prompt)[1:] if prompt[:1] == (TOKENIZER.bos,) else list(prompt)
-    start = TOKENIZER.decode([i for i in ids if i < TOKENIZER.vocab_size])
-    same = [stream for stream in STREAMS if start and stream.startswith(start)]
+    ids = list(prompt)[1:] if prompt[:1] == (tokenizer.bos,) else list(prompt)
+    start = tokenizer.decode([i for i in ids if i < tokenizer.vocab_size])
+    same = [stream for stream in material.streams if start and stream.startswith(start)]
     if same:
-        new = [*TOKENIZER.encode_to_list(rng.choice(same)[len(start) :]), TOKENIZER.eos]
+        new = [*tokenizer.encode_to_list(rng.choice(same)[len(start) :]), tokenizer.eos]
     else:
-        new = [rng.randrange(TOKENIZER.vocab_size) for _ in range(rng.randrange(1, 60))] + [TOKENIZER.eos]
-    limit = CONTEXT - len(prompt)
+        new = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randrange(1, 60))] + [tokenizer.eos]
+    limit = material.context - len(prompt)
     if sampling.max_tokens is not None:
         limit = min(limit, sampling.max_tokens)
-    ends = {TOKENIZER.eos, *sampling.stop_token_ids} - ({TOKENIZER.eos} if sampling.ignore_eos else set())
+    ends = {tokenizer.eos, *sampling.stop_token_ids} - ({tokenizer.eos} if sampling.ignore_eos else set())
     stop = next((place for place, id in enumerate(new) if id in ends), None)
     if stop is not None and stop < limit:
         return new[: stop + 1], "stop"
-    new += [rng.randrange(TOKENIZER.vocab_size) for _ in range(limit - len(new))]
+    new += [rng.randrange(tokenizer.vocab_size) for _ in range(limit - len(new))]
     return new[:limit], "length"
 
 
@@ -80,8 +95,9 @@ def logprob(id: int) -> float:
 class ScriptedLoop:
     """The interface of `EngineLoop`. `token_seconds` is the time of a step; `fail` breaks it."""
 
-    def __init__(self, token_seconds=0.0, max_requests=1024):
-        self.engine, self.token_seconds, self.max_requests = ScriptedEngine(), token_seconds, max_requests
+    def __init__(self, token_seconds=0.0, max_requests=1024, material=PICTURES):
+        self.engine, self.token_seconds = ScriptedEngine(material), token_seconds
+        self.max_requests = max_requests
         self.failure = None
         self.cancelled: list[tuple[Request, list[int] | None]] = []
         self._open: dict[int, tuple[Request, list]] = {}
@@ -106,7 +122,8 @@ class ScriptedLoop:
                 raise Stopped("the engine", "is shutting down")
             if len(self._open) >= self.max_requests:
                 raise Overloaded(f"{len(self._open)} open requests", "are as many as are taken", "try later")
-            scripts = [script(request.prompt, sampling, sample) for sample in range(sampling.n)]
+            material = self.engine.material
+            scripts = [script(request.prompt, sampling, sample, material) for sample in range(sampling.n)]
             self._open[request.number] = (request, [[tokens, reason, 0] for tokens, reason in scripts])
             self._counts["prompt_tokens"] += len(prompt)
             self._news.notify()

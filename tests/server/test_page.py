@@ -1,8 +1,6 @@
 """The page, in a real browser and before real servers: what a user does, and what comes of it."""
 
 import base64
-import time
-from contextlib import contextmanager
 
 import pytest
 from PIL import Image
@@ -10,22 +8,15 @@ from PIL import Image
 from megatron_codec.inference import Engine
 from megatron_codec.inference.loop import EngineLoop
 from tests.data_sources import real_photos
-from tests.server.browser import BINARY, Browser
+from tests.server.browser import BINARY
+from tests.server.pages import DONE, STATES, checked, downloads, make, text, until
 from tests.server.scripted import ScriptedLoop
 from tests.server.serving import serving
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium: apt-get install chromium")
 PHOTO = next(path for path in real_photos() if path.name == "astronaut.png")
-DONE = "!running && document.querySelector('.run')"
 NOW = "Number(document.querySelector('#line').getAttribute('aria-valuenow'))"
-STATES = "[...document.querySelectorAll('.run:first-child figure')].map((tile) => tile.dataset.state)"
 SOURCES = "[...document.querySelectorAll('.run:first-child figure img')].map((image) => image.src)"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -35,59 +26,9 @@ def real_server(trained):
         yield running
 
 
-@pytest.fixture
-def visit(browser):
-    """Opens the page of a server, with the model's name on it; closes it after the test."""
-    pages = []
-
-    def opened(server, ready=True, **look):
-        page = browser.open(f"{server.url}/", **look)
-        pages.append(page)
-        if ready:
-            page.wait("document.querySelector('#state').textContent == 'ready'")
-        return page
-
-    yield opened
-    for page in pages:
-        if page.session in browser.pages:
-            page.close()
-
-
-def text(page, selector):
-    return page.evaluate(f"document.querySelector({selector!r}).textContent")
-
-
 def give(page, file=PHOTO):
     page.choose("#file", file)
     page.wait("picture && document.activeElement.id == 'line'")
-
-
-def make(page, **settings):
-    for name, value in settings.items():
-        page.type(f"[name={name}]", str(value))
-    page.click("#generate")
-
-
-def downloads(browser, count, seconds=20):
-    """The contents of the files that have been downloaded, by name; none is left."""
-    limit = time.monotonic() + seconds
-    while True:
-        files = sorted(browser.downloads.iterdir())
-        if len(files) == count and all(file.suffix == ".jpg" and file.stat().st_size for file in files):
-            break
-        assert time.monotonic() < limit, files
-        time.sleep(0.05)
-    found = {file.name: file.read_bytes() for file in files}
-    for file in files:
-        file.unlink()
-    return found
-
-
-def until(condition, seconds=10):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 def test_it_is_complete_by_itself(server, visit):
@@ -337,40 +278,6 @@ def test_a_server_that_fails_or_goes_is_noticed(visit):
     assert page.evaluate("document.querySelectorAll('.run').length") == 1
 
 
-SMALL = """[...document.querySelectorAll("button, input:not(.unseen), .button, [role=slider]")]
-    .map((element) => [element.outerHTML.slice(0, 60), element.getBoundingClientRect()])
-    .filter(([_, {width, height}]) => width && (height < 43.5 || width < 43.5))
-    .map(([html]) => html)"""
-# WCAG's contrast of what is written with what is behind it
-FAINT = """(() => {
-    const luminance = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
-        .map((c) => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-        .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
-    const behind = (element) => {
-        for (; element; element = element.parentElement) {
-            const colour = getComputedStyle(element).backgroundColor;
-            if (colour !== "rgba(0, 0, 0, 0)") return colour;
-        }
-    };
-    const faint = (element) => {
-        const [a, b] = [getComputedStyle(element).color, behind(element)].map(luminance);
-        return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5;
-    };
-    return [...document.querySelectorAll("h1, h2, p, label, small, button:enabled, .button")]
-        .filter((element) => element.textContent.trim() && element.getClientRects().length)
-        .filter(faint).map((element) => element.outerHTML.slice(0, 80));
-})()"""
-
-
-@contextmanager
-def checked(page, width, dark):
-    yield
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(SMALL) == [] and page.evaluate(FAINT) == []
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-    assert (sum(background) < 100) == dark
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 768, 1200])
 def test_it_fits_and_can_be_read(server, visit, width, dark):
@@ -416,3 +323,14 @@ def test_no_motion_where_none_is_wanted(server, visit):
     assert page.evaluate(motion) != "0s"
     page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
     assert page.evaluate(motion) == "0s"
+
+
+def test_its_files_need_no_key_and_no_others_are_served():
+    with serving(ScriptedLoop(), api_key="a secret") as server:
+        server.client.headers.pop("authorization")
+        for name, kind in [("page.css", "text/css"), ("make.js", "text/javascript")]:
+            reply = server.client.get(f"/page/{name}")
+            assert reply.status_code == 200 and reply.headers["content-type"].startswith(kind)
+        for name in ("index.html", "nothing.js", "..%2Fserve.py", "../serve.py", "%2e%2e"):
+            assert server.client.get(f"/page/{name}").status_code in (401, 404)
+        assert server.client.get("/v1/models").status_code == 401

@@ -15,6 +15,7 @@ from megatron_codec.inference.server.service import Service
 OPEN = ("/health", "/")
 # What can be asked while the server is shutting down.
 ALWAYS = ("/health", "/", "/metrics")
+PAGE = "/page/"  # its scripts and style
 
 
 def seconds_left(scope: Scope) -> float:
@@ -63,8 +64,8 @@ class Gate:
             self.service.metrics.request(path, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        headers = Headers(scope=scope)
-        if self._key is not None and scope["path"] not in OPEN:
+        headers, path = Headers(scope=scope), scope["path"]
+        if self._key is not None and path not in OPEN and not path.startswith(PAGE):
             given = headers.get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, f"Bearer {self._key}".encode()):
                 why = "give the API key in the header Authorization: Bearer KEY"
@@ -73,7 +74,7 @@ class Gate:
         if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
             # A page of another site, in the browser of somebody who may reach this server.
             return ApiError(403, "pages of other sites may not use this server", "origin")
-        if scope["path"] not in ALWAYS and (why := self.service.unavailable):
+        if path not in ALWAYS and not path.startswith(PAGE) and (why := self.service.unavailable):
             return ApiError(503, why, headers={"retry-after": "5"})
         size = headers.get("content-length", "")
         if size.isascii() and size.isdigit() and int(size[:20]) > self.config.max_body_bytes:

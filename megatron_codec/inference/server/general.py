@@ -1,13 +1,14 @@
 """What is the same for every kind of model: its names, health, metrics and the page."""
 
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from megatron_codec.inference.server.errors import ErrorReply
+from megatron_codec.inference.server.errors import ApiError, ErrorReply
 from megatron_codec.inference.server.replies import HealthReply, ModelItem, ModelsReply
 from megatron_codec.inference.server.responses import Json
 from megatron_codec.inference.server.service import Service
@@ -15,10 +16,27 @@ from megatron_codec.inference.server.service import Service
 router = APIRouter()
 
 
+_PAGE = files("megatron_codec.inference.server").joinpath("page")
+_KINDS = {".css": "text/css", ".js": "text/javascript"}
+
+
 @router.get("/", response_model=None, response_class=HTMLResponse)
 async def page() -> Response:
     """The page. Needs no key: it is the same for all, and asks for the key."""
-    return HTMLResponse(files("megatron_codec.inference.server").joinpath("index.html").read_bytes())
+    return HTMLResponse(_PAGE.joinpath("index.html").read_bytes())
+
+
+@router.get(
+    "/page/{name}",
+    response_model=None,
+    responses={200: {"content": {kind: {} for kind in _KINDS.values()}, "description": "The file"}},
+)
+async def page_file(name: str) -> Response:
+    """A script or the style of the page. Needs no key either."""
+    for file in _PAGE.iterdir():  # the name is compared, and never a path
+        if file.name == name and (kind := _KINDS.get(PurePath(name).suffix)):
+            return Response(file.read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
+    raise ApiError(404, "the page has no such file")
 
 
 @router.get(

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from megatron_codec.codecs import AvcCodec, Codec
 from megatron_codec.inference.server.errors import ApiError
-from megatron_codec.inference.server.pictures import Partials, Picture, file_b64
+from megatron_codec.inference.server.pictures import Frames, Partials, Picture, file_b64
 from megatron_codec.inference.server.protocol import ImageBody
 from megatron_codec.inference.server.responses import Json, Streamed, finish, sse
 from megatron_codec.inference.server.service import Service
@@ -53,28 +53,33 @@ class Making:
         }
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events: one with the ids, then unfinished pictures, and each when it has ended."""
+        """Server-sent events: one with the ids, then unfinished pictures, or how many frames of a clip there
+        are, and each when it has ended."""
         ids = [picture.id for picture in self.pictures]
         seed = self.generation.sampling.seed
         yield self._event("started", {"ids": ids, "seed": seed, "prompt_tokens": len(self.prompt)})
-        going = {picture: Partials(picture, self.body.partial_images) for picture in self.pictures}
+        going = {
+            picture: (Partials(picture, self.body.partial_images), Frames(picture))
+            for picture in self.pictures
+        }
         while going:
             seen = self.generation.look()
-            for picture, partials in list(going.items()):
+            for picture, (partials, frames) in list(going.items()):
                 if picture.sample.finish_reason is not None:
                     del going[picture]
                     result = await self._result(picture) | self._format()
                     yield self._event("completed", result | {"usage": self._usage([picture])})
                     continue
+                what = {
+                    "id": picture.id,
+                    "index": picture.sample.index,
+                    "new_tokens": len(picture.sample.token_ids),
+                }
+                if (count := frames.new()) is not None:
+                    yield self._event("progress", what | {"frames": count})
                 for number, stream in partials.new():
-                    fields = {
-                        "b64_json": file_b64(self.codec, stream),
-                        "partial_image_index": number,
-                        "id": picture.id,
-                        "index": picture.sample.index,
-                        "new_tokens": len(picture.sample.token_ids),
-                    }
-                    yield self._event("partial_image", fields | self._format())
+                    fields = {"b64_json": file_b64(self.codec, stream), "partial_image_index": number}
+                    yield self._event("partial_image", fields | what | self._format())
             if going:
                 await self.generation.change(seen)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from megatron_codec.codecs import Codec, DecodeError, JpegCodec
+from megatron_codec.codecs import AvcCodec, Codec, DecodeError, JpegCodec
 from megatron_codec.inference.clips import made_up
 from megatron_codec.inference.server.errors import ApiError
 from megatron_codec.inference.server.generation import Generation, Sample
@@ -144,6 +144,26 @@ class Partials:
                 self.shown = due
                 yield due - 1, stream
         self.seen = len(data)
+
+
+class Frames:
+    """Tells when another frame of an unfinished clip is whole; never for what is no clip."""
+
+    def __init__(self, picture: Picture):
+        self.picture, self.codec = picture, picture.codec
+        self.count, self.seen = 0, 0
+
+    def new(self) -> int | None:
+        """How many frames are whole, those of the prompt included, if that has changed."""
+        if not isinstance(self.codec, AvcCodec):
+            return None
+        size = len(self.picture.sample.data)
+        # A look goes over the whole stream. No frame has fewer bytes: a slice has a start code and a header.
+        if size - self.seen < 4 * self.codec.num_macroblocks:
+            return None
+        self.seen = size
+        before, (self.count, _) = self.count, self.codec.whole_frames(self.picture.stream)
+        return self.count if self.count > before else None
 
 
 class Painter:

@@ -77,6 +77,7 @@ class ImageItem(BaseModel):
     reason: str
     finish_reason: str
     new_tokens: int
+    share_made_up: float | None = None  # of a clip
 
 
 class ImageTokenDetails(BaseModel):
