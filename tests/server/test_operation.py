@@ -34,7 +34,7 @@ def in_thread(call):
     return thread, results
 
 
-def test_the_key_guards_every_route_but_two():
+def test_the_key_guards_every_route_but_health_and_the_page():
     with serving(ScriptedLoop(), api_key="secret") as server:
         paths = server.client.get("/openapi.json").json()["paths"]
         assert len(paths) >= 10
@@ -53,6 +53,8 @@ def test_the_key_guards_every_route_but_two():
                     response = c.request(method, path.replace("{name}", "x"))
                     if path in ("/health", "/"):
                         assert response.status_code == 200
+                    elif path == "/page/{name}":
+                        assert response.status_code == 404
                     else:
                         assert response.status_code == 401, path
                         assert response.headers["www-authenticate"] == "Bearer"

@@ -29,7 +29,7 @@ function readSettings() {
   const fields = Object.fromEntries(new FormData($("form")));
   const settings = {};
   for (const name of ["n", "temperature", "top_k", "top_p", "min_p"]) settings[name] = Number(fields[name]);
-  if (!model.clips) settings.constrain = fields.constrain === "on";
+  settings.constrain = fields.constrain === "on";
   if (fields.seed) settings.seed = Number(fields.seed);
   return settings;
 }

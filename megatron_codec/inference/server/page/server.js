@@ -93,7 +93,6 @@ function dress(words, aspect, row, rows) {
   model.clips = words === CLIPS;
   for (const [id, text] of Object.entries(words.texts)) $(id).textContent = text;
   $("file").accept = words.accept;
-  $("grammar").hidden = model.clips;
   const shape = { "--aspect": aspect, "--row": row, "--rows": rows };
   for (const [name, value] of Object.entries(shape)) document.documentElement.style.setProperty(name, value);
   draw();
