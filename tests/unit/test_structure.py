@@ -55,7 +55,7 @@ MAY_IMPORT = {
     },
     "evaluation": {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data"),
-        "inference",
+        *("preprocessing", "inference"),
     },
 }
 WITHOUT_TORCH = {

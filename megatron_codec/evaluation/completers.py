@@ -1,0 +1,217 @@
+"""What completes pictures: references that need no model, and folders of finished pictures.
+
+A completer is given real pictures and a prompt ratio and gives as many pictures. A checkpoint of ours is
+`engine_completer.py`; another kind is one more class with what `Completer` asks for.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from megatron_codec.errors import UserError
+from megatron_codec.evaluation.originals import Originals
+
+Progress = Callable[[int], object]
+Reference = Literal["original", "codec", "blurred", "noise"]
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completed picture.
+
+    Attributes:
+        content: of its file; what no viewer opens is kept under the suffix `.broken`.
+        suffix: of its file.
+        numbers: what is known of it beside the pixels: `bytes` and `valid` of its stream, and so on.
+    """
+
+    content: bytes
+    suffix: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_pixels(cls, pixels: np.ndarray) -> "Sample":
+        """Of RGB pixels, uint8 [height, width, 3], without loss."""
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+        return cls(buffer.getvalue(), ".png")
+
+
+class Completer(Protocol):
+    """Completes pictures.
+
+    Attributes:
+        name: its row in the tables.
+        is_random: whether seeds make a difference; if not, one is enough.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def is_random(self) -> bool:
+        """See above."""
+        ...
+
+    def identity(self, ratio: float, seed: int) -> dict[str, Any]:
+        """What decides its pictures beside the originals, JSON values; hashed, it is the key of the cache."""
+        ...
+
+    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
+        """A picture for each original, in order.
+
+        Args:
+            ratio: share of each that is given; 0 gives nothing.
+            progress: called with the number of pictures just done.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ReferenceCompleter:
+    """Where a scale has its ends: the originals themselves (distance 0), the originals through the codec
+    (below which no model that writes this codec can be expected to get), blurred, and noise in place of what
+    the prompt does not give."""
+
+    kind: Reference
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Reference):
+            raise UserError(f"reference '{self.kind}'", f"must be one of {', '.join(get_args(Reference))}")
+
+    @property
+    def name(self) -> str:
+        """See `Completer`."""
+        return "original, codec" if self.kind == "codec" else self.kind
+
+    @property
+    def is_random(self) -> bool:
+        """See `Completer`."""
+        return self.kind == "noise"
+
+    def identity(self, ratio: float, seed: int) -> dict[str, Any]:
+        """See `Completer`."""
+        identity: dict[str, Any] = {"reference": self.kind}
+        if self.kind in ("blurred", "noise"):  # of the others the prompt is no other than the rest
+            identity["ratio"] = ratio
+        return identity | ({"seed": seed} if self.is_random else {})
+
+    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
+        """See `Completer`."""
+        samples, codec = [], originals.codec
+        given = originals.given(ratio)[:, :, None]
+        for number, pixels in enumerate(originals.pictures):
+            if self.kind == "codec":
+                stream = originals.streams[number]
+                numbers = {"bytes": len(stream), "valid": codec.check(stream).valid, "decodes": True}
+                samples.append(Sample(codec.to_file(stream), codec.file_suffix, numbers))
+            else:
+                rest = pixels
+                if self.kind == "noise":
+                    rest = np.random.default_rng([seed, number]).integers(
+                        0, 256, pixels.shape, dtype=np.uint8
+                    )
+                elif self.kind == "blurred":
+                    # A 16th of the side: of a 32-pixel picture a large part of what is in it stays.
+                    blur = ImageFilter.GaussianBlur(codec.image_size / 16)
+                    rest = np.asarray(Image.fromarray(pixels).filter(blur))
+                samples.append(Sample.of_pixels(np.where(given, pixels, rest)))
+            progress(1)
+        return samples
+
+
+class FolderCompleter:
+    """Pictures that another program has completed: `FOLDER/RATIO/*.png`, or `FOLDER/RATIO/SEED/*.png`, as in
+    `sd/0.5/0/00000.png`. In the order of their names they belong to the originals.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise UserError(f"--pictures {folder}", "there is no such folder", "make FOLDER/RATIO")
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """See `Completer`."""
+        return self.folder.name
+
+    @property
+    def is_random(self) -> bool:
+        """See `Completer`: whether there is a folder for each seed."""
+        return any(
+            path.is_dir() for ratio in self.folder.iterdir() if ratio.is_dir() for path in ratio.iterdir()
+        )
+
+    def files(self, ratio: float, seed: int) -> list[Path]:
+        """In the order of their names.
+
+        Raises:
+            UserError: there is no folder for this ratio or seed.
+        """
+        matching = [
+            path for path in sorted(self.folder.iterdir()) if path.is_dir() and _number(path.name) == ratio
+        ]
+        if not matching:
+            there = ", ".join(sorted(path.name for path in self.folder.iterdir())) or "nothing"
+            rule = f"has no folder for the ratio {ratio:g} (there is: {there})"
+            raise UserError(f"--pictures {self.folder}", rule, f"make {self.folder / f'{ratio:g}'}")
+        folder = matching[0] / str(seed) if self.is_random else matching[0]
+        if not folder.is_dir():
+            raise UserError(
+                f"--pictures {folder}", f"has no folder for the seed {seed}", "give it, or fewer --seeds"
+            )
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+
+    def identity(self, ratio: float, seed: int) -> dict[str, Any]:
+        """See `Completer`: the content of the files."""
+        digest = hashlib.sha256()
+        for path in self.files(ratio, seed):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return {"pictures_sha256": digest.hexdigest()}
+
+    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
+        """See `Completer`.
+
+        Raises:
+            UserError: there are not as many pictures as originals, one cannot be read or has another size.
+        """
+        files, size = self.files(ratio, seed), originals.codec.image_size
+        where = f"--pictures {self.folder}, ratio {ratio:g}"
+        if len(files) != len(originals):
+            raise UserError(
+                f"{where}: {len(files)} pictures",
+                f"must be as many as the originals, {len(originals)}",
+                "distances compare at equal numbers only; complete all, or change --num-samples",
+            )
+        samples = []
+        for path in files:
+            try:
+                with Image.open(path) as picture:
+                    found, pixels = picture.size, np.asarray(picture.convert("RGB"))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise UserError(f"{path}", f"cannot be read: {error}", "give a whole picture") from error
+            if found != (size, size):
+                rule = f"must be {size}x{size} pixels, as the originals are"
+                raise UserError(f"{path}: {found[0]}x{found[1]} pixels", rule, "resize all of them alike")
+            samples.append(Sample.of_pixels(pixels))
+            progress(1)
+        return samples
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
