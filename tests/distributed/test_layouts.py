@@ -30,23 +30,24 @@ LAYOUTS = {
     "CP=2": (2, CP),
     "TP=2, MLP and norms recomputed": (2, [*TP, *SELECTIVE]),
     "TP=2, PP=2": (4, [*TP, *PP]),
-    "TP=2, PP=2, sequence parallel": (4, [*TP, *PP, "--sequence-parallel"]),
     "TP=2, DP=2": (4, TP),
-    "PP=2, DP=2": (4, PP),
-    "TP=4": (4, ["--tensor-model-parallel-size", "4"]),
     "TP=4, sequence parallel": (4, ["--tensor-model-parallel-size", "4", "--sequence-parallel"]),
     "PP=4": (4, ["--pipeline-model-parallel-size", "4"]),
-    "DP=4, overlapped": (4, OVERLAP),
-    "TP=2, DP=2, sequence parallel": (4, [*TP, "--sequence-parallel"]),
-    "TP=2, PP=2 interleaved": (4, [*TP, *VP]),
     "TP=2, PP=2 interleaved, sequence parallel": (4, [*TP, *VP, "--sequence-parallel"]),
     "PP=2 interleaved, DP=2, overlapped": (4, [*VP, *OVERLAP]),
-    "CP=2, DP=2": (4, CP),
     "CP=2, PP=2": (4, [*CP, *PP]),
     "CP=2, TP=2, sequence parallel": (4, [*CP, *TP, "--sequence-parallel"]),
-    "CP=4": (4, ["--context-parallel-size", "4"]),
 }
-LARGE_LAYOUTS = {
+# Four processes on two cores take ten seconds a layout.
+SLOW_LAYOUTS = {
+    "TP=2, PP=2, sequence parallel": (4, [*TP, *PP, "--sequence-parallel"]),
+    "PP=2, DP=2": (4, PP),
+    "TP=4": (4, ["--tensor-model-parallel-size", "4"]),
+    "TP=2, DP=2, sequence parallel": (4, [*TP, "--sequence-parallel"]),
+    "TP=2, PP=2 interleaved": (4, [*TP, *VP]),
+    "CP=2, DP=2": (4, CP),
+    "CP=4": (4, ["--context-parallel-size", "4"]),
+    "DP=4, overlapped": (4, OVERLAP),
     "TP=2, PP=2, DP=2": (8, [*TP, *PP]),
     "TP=4, DP=2": (8, ["--tensor-model-parallel-size", "4"]),
     "PP=4, DP=2": (8, ["--pipeline-model-parallel-size", "4"]),
@@ -60,12 +61,13 @@ LARGE_LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def run_all(corpus, tmp_path_factory):
-    """Trains under all layouts of a number of processes, in one start of them."""
+    """Trains under all layouts of a number of processes, the slow ones or the others, in one start."""
 
     @functools.cache
-    def run(world_size: int):
+    def run(world_size: int, slow: bool):
         folder = tmp_path_factory.mktemp(f"world-{world_size}")
-        chosen = {n: f for n, (size, f) in (LAYOUTS | LARGE_LAYOUTS).items() if size == world_size}
+        layouts = SLOW_LAYOUTS if slow else LAYOUTS
+        chosen = {n: f for n, (size, f) in layouts.items() if size == world_size}
         files = {name: folder / f"{number}.jsonl" for number, name in enumerate(chosen)}
         lines = [[*corpus.flags, *chosen[name], "--metrics-file", str(files[name])] for name in chosen]
         ranks = launch("tests.distributed.jobs:train", world_size, command_lines=lines)
@@ -78,8 +80,8 @@ def run_all(corpus, tmp_path_factory):
 
 
 def check(layout, run_all, trained):
-    world_size, flags = LAYOUTS.get(layout) or LARGE_LAYOUTS[layout]
-    metrics, ranks = run_all(world_size)[layout]
+    world_size, flags = LAYOUTS.get(layout) or SLOW_LAYOUTS[layout]
+    metrics, ranks = run_all(world_size, layout in SLOW_LAYOUTS)[layout]
     assert len(metrics) == STEPS and "validation_loss" in metrics[SAVED_AT]
     assert_same_course(metrics, trained.metrics)
     assert_same_course(trained.metrics, metrics)
@@ -145,8 +147,8 @@ def test_four_interleaved_stages_train_the_model_of_one_process(corpus, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LARGE_LAYOUTS)
-def test_eight_processes_train_the_model_of_one(layout, run_all, trained):
+@pytest.mark.parametrize("layout", SLOW_LAYOUTS)
+def test_more_layouts_train_the_model_of_one_process(layout, run_all, trained):
     check(layout, run_all, trained)
 
 
