@@ -48,6 +48,7 @@ class EngineLoop:
         self._cancelled: list[tuple[Request, Collection[int] | None]] = []
         self._closing = False
         self._deadline = float("inf")
+        self._hurried = False
         self._news = threading.Condition()
         self._statistics = engine.statistics()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -100,6 +101,12 @@ class EngineLoop:
         self._thread.join()
         return self.failure is None
 
+    def hurry(self) -> None:
+        """Takes away what is left of the grace of a `stop` that waits, or that is to come."""
+        with self._news:
+            self._hurried = True
+            self._news.notify()
+
     def _run(self) -> None:
         try:
             while self._turn():
@@ -120,7 +127,7 @@ class EngineLoop:
                 self._news.wait(HEARTBEAT)
             added, self._added = self._added, []
             cancelled, self._cancelled = self._cancelled, []
-            if self._closing and time.monotonic() > self._deadline:
+            if self._closing and (self._hurried or time.monotonic() > self._deadline):
                 cancelled = [(request, None) for request in self._open.values()]
         for request in added:
             self.engine.add(request)

@@ -151,6 +151,23 @@ def test_stopping_lets_open_requests_finish_within_the_grace(engine, monkeypatch
     assert long.reasons == ["cancelled"]
 
 
+def test_the_grace_can_be_cut_short(engine, monkeypatch):
+    slowly(engine, monkeypatch, 0.1)
+    loop = EngineLoop(engine)
+    long = Receiver()
+    loop.submit([320, 5], Sampling(), long)
+    assert long.began.wait(10)
+    started = time.monotonic()
+    stopping = threading.Thread(target=loop.stop, args=(600,))
+    stopping.start()
+    time.sleep(0.3)
+    assert stopping.is_alive()
+    loop.hurry()
+    stopping.join(30)
+    assert not stopping.is_alive() and time.monotonic() - started < 30
+    assert long.reasons == ["cancelled"]
+
+
 def test_an_engine_that_fails_tells_everybody(engine, monkeypatch):
     slowly(engine, monkeypatch)
     loop = EngineLoop(engine)

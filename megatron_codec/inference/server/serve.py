@@ -71,9 +71,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _with_signals(loop: EngineLoop, config: ServerConfig, listener: socket.socket) -> int:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, interrupts = asyncio.Event(), 0
+
+    def interrupted() -> None:
+        nonlocal interrupts
+        interrupts += 1
+        stop.set()
+        if interrupts == 2:
+            _say("ending running requests now")
+            loop.hurry()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    # A second SIGTERM says nothing new: torchrun sends one after the terminal's SIGINT.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted)
     return await run(loop, config, listener, stop)
 
 
@@ -99,7 +109,8 @@ async def run(loop: EngineLoop, config: ServerConfig, listener: socket.socket, s
                 await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
         service.closing = loop.healthy
         if service.closing:
-            _say(f"shutting down; running requests have {config.grace_seconds:g} s")
+            grace = f"{config.grace_seconds:g} s, or until a second Ctrl-C"
+            _say(f"shutting down; running requests have {grace}")
         else:
             logger.error("the engine has failed: %s", loop.failure)
         # Answers go on meanwhile: the engine's thread is waited for in another one.
