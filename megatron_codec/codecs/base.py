@@ -22,6 +22,7 @@ BUILT_IN = {
     "jpeg": "megatron_codec.codecs.jpeg:JpegCodec",
     "avc": "megatron_codec.codecs.avc:AvcCodec",
     "pixels": "megatron_codec.codecs.pixels:PixelsCodec",
+    "vq": "megatron_codec.codecs.vq:VqCodec",
 }
 
 

@@ -53,6 +53,7 @@ MAY_IMPORT = {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data", "model"),
         *("training.checkpoint", "_csrc"),
     },
+    "baselines": {"errors", "files"},
     "evaluation": {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data"),
         *("preprocessing", "inference"),

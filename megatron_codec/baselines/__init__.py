@@ -1,0 +1,1 @@
+"""What the paper's baselines need beyond a codec."""
