@@ -5,43 +5,23 @@ A completer is given real pictures and a prompt ratio and gives as many pictures
 """
 
 import hashlib
-import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from megatron_codec.codecs import ImageCodec
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.originals import Originals
+from megatron_codec.evaluation.samples import Sample
+from megatron_codec.evaluation.upscaling import Upscaler
 
 Progress = Callable[[int], object]
 Reference = Literal["original", "codec", "blurred", "noise"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One completed picture.
-
-    Attributes:
-        content: of its file; what no viewer opens is kept under the suffix `.broken`.
-        suffix: of its file.
-        numbers: what is known of it beside the pixels: `bytes` and `valid` of its stream, and so on.
-    """
-
-    content: bytes
-    suffix: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of_pixels(cls, pixels: np.ndarray) -> "Sample":
-        """Of RGB pixels, uint8 [height, width, 3], without loss."""
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-        return cls(buffer.getvalue(), ".png")
 
 
 class Completer(Protocol):
@@ -66,10 +46,13 @@ class Completer(Protocol):
         """What decides its pictures beside the originals, JSON values; hashed, it is the key of the cache."""
         ...
 
-    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
-        """A picture for each original, in order.
+    def complete(
+        self, originals: Originals, numbers: range, ratio: float, seed: int, progress: Progress
+    ) -> list[Sample]:
+        """A picture for each of some originals, in order.
 
         Args:
+            numbers: which of the originals. In which parts a set is made is always the same.
             ratio: share of each that is given; 0 gives nothing.
             progress: called with the number of pictures just done.
         """
@@ -78,11 +61,20 @@ class Completer(Protocol):
 
 @dataclass(frozen=True)
 class ReferenceCompleter:
-    """Where a scale has its ends: the originals themselves (distance 0), the originals through the codec
+    """Where a scale has its ends: the originals themselves (distance 0), the originals through a codec
     (below which no model that writes this codec can be expected to get), blurred, and noise in place of what
-    the prompt does not give."""
+    the prompt does not give.
+
+    Args:
+        codec: whose prompts are given, and which `kind` "codec" is about.
+        label: what the codec is called in the tables; by default its name.
+        upscaler: for a codec of smaller pictures than the originals.
+    """
 
     kind: Reference
+    codec: ImageCodec
+    label: str = ""
+    upscaler: Upscaler = field(default_factory=Upscaler)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Reference):
@@ -91,7 +83,7 @@ class ReferenceCompleter:
     @property
     def name(self) -> str:
         """See `Completer`."""
-        return "original, codec" if self.kind == "codec" else self.kind
+        return f"original, {self.label or self.codec.name}" if self.kind == "codec" else self.kind
 
     @property
     def is_random(self) -> bool:
@@ -101,19 +93,26 @@ class ReferenceCompleter:
     def identity(self, ratio: float, seed: int) -> dict[str, Any]:
         """See `Completer`."""
         identity: dict[str, Any] = {"reference": self.kind}
+        if self.kind != "original":
+            identity |= {"codec": self.codec.to_dict()} | self.upscaler.identity
         if self.kind in ("blurred", "noise"):  # of the others the prompt is no other than the rest
             identity["ratio"] = ratio
         return identity | ({"seed": seed} if self.is_random else {})
 
-    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
+    def complete(
+        self, originals: Originals, numbers: range, ratio: float, seed: int, progress: Progress
+    ) -> list[Sample]:
         """See `Completer`."""
-        samples, codec = [], originals.codec
-        given = originals.given(ratio)[:, :, None]
-        for number, pixels in enumerate(originals.pictures):
+        samples = []
+        given = originals.given(self.codec, ratio)[:, :, None]
+        for number in numbers:
+            pixels = originals.pictures[number]
             if self.kind == "codec":
-                stream = originals.streams[number]
-                numbers = {"bytes": len(stream), "valid": codec.check(stream).valid, "decodes": True}
-                samples.append(Sample(codec.to_file(stream), codec.file_suffix, numbers))
+                stream = originals.streams(self.codec)[number]
+                sample = Sample.of_stream(self.codec, stream, stream, originals.image_size, self.upscaler)
+                errors = sample.pixels().astype(float) - pixels
+                known = sample.numbers | {"squared_error": float((errors**2).mean())}
+                samples.append(replace(sample, numbers=known))
             else:
                 rest = pixels
                 if self.kind == "noise":
@@ -122,7 +121,7 @@ class ReferenceCompleter:
                     )
                 elif self.kind == "blurred":
                     # A 16th of the side: of a 32-pixel picture a large part of what is in it stays.
-                    blur = ImageFilter.GaussianBlur(codec.image_size / 16)
+                    blur = ImageFilter.GaussianBlur(originals.image_size / 16)
                     rest = np.asarray(Image.fromarray(pixels).filter(blur))
                 samples.append(Sample.of_pixels(np.where(given, pixels, rest)))
             progress(1)
@@ -181,13 +180,15 @@ class FolderCompleter:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return {"pictures_sha256": digest.hexdigest()}
 
-    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
+    def complete(
+        self, originals: Originals, numbers: range, ratio: float, seed: int, progress: Progress
+    ) -> list[Sample]:
         """See `Completer`.
 
         Raises:
             UserError: there are not as many pictures as originals, one cannot be read or has another size.
         """
-        files, size = self.files(ratio, seed), originals.codec.image_size
+        files, size = self.files(ratio, seed), originals.image_size
         where = f"--pictures {self.folder}, ratio {ratio:g}"
         if len(files) != len(originals):
             raise UserError(
@@ -196,7 +197,7 @@ class FolderCompleter:
                 "distances compare at equal numbers only; complete all, or change --num-samples",
             )
         samples = []
-        for path in files:
+        for path in files[numbers.start : numbers.stop]:
             try:
                 with Image.open(path) as picture:
                     found, pixels = picture.size, np.asarray(picture.convert("RGB"))

@@ -1,18 +1,20 @@
 """Completions by a checkpoint of ours, and how well it predicts real pictures."""
 
-import hashlib
+import gc
 import math
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from megatron_codec.codecs import DecodeError, ImageCodec, get_codec
+from megatron_codec.codecs import ImageCodec, get_codec
 from megatron_codec.errors import UserError
-from megatron_codec.evaluation.completers import Progress, Sample
+from megatron_codec.evaluation.completers import Progress
 from megatron_codec.evaluation.originals import Originals
-from megatron_codec.inference import Completion, Engine, EngineConfig, Sampling
+from megatron_codec.evaluation.samples import Sample
+from megatron_codec.evaluation.upscaling import Upscaler, hash_folder
+from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.inference.admission import find_checkpoint
 
 
@@ -35,20 +37,27 @@ class Checkpoint:
             )
         self.codec = cast(ImageCodec, codec)
 
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+        return self.folder.resolve().name
+
     @cached_property
     def engine(self) -> Engine:
         """What computes."""
         return Engine.load(self.path, self.config)
 
+    def release(self) -> None:
+        """Gives the memory of the engine back."""
+        self.__dict__.pop("engine", None)
+        gc.collect()
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """SHA-256 of all its files, and what of the engine's settings changes tokens."""
-        digest = hashlib.sha256()
-        for file in sorted(path for path in self.path.rglob("*") if path.is_file()):
-            digest.update(f"{file.relative_to(self.path)} {_hash_file(file)}\n".encode())
         engine = asdict(self.config)
         settings = {name: engine[name] for name in ("dtype", "weight_dtype", "canonical", "in_range")}
-        return {"checkpoint_sha256": digest.hexdigest(), "engine": settings}
+        return {"checkpoint_sha256": hash_folder(self.path), "engine": settings}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class EngineCompleter:
 
     checkpoint: Checkpoint
     sampling: Sampling
+    upscaler: Upscaler = field(default_factory=Upscaler)
 
     @property
     def name(self) -> str:
@@ -65,7 +75,7 @@ class EngineCompleter:
         cuts += [f"top-p {self.sampling.top_p:g}"] if self.sampling.top_p < 1 else []
         cuts += [f"temperature {self.sampling.temperature:g}"] if self.sampling.temperature != 1 else []
         cuts += [] if self.sampling.constrained else ["no grammar"]
-        return ", ".join([f"model ({self.checkpoint.folder.resolve().name})", *cuts])
+        return ", ".join([f"model ({self.checkpoint.name})", *cuts])
 
     @property
     def is_random(self) -> bool:
@@ -76,24 +86,37 @@ class EngineCompleter:
         """See `Completer`."""
         sampling = asdict(self.sampling)
         del sampling["seed"], sampling["n"]
-        return self.checkpoint.identity | {"sampling": sampling, "ratio": ratio, "seed": seed}
+        decides = self.checkpoint.identity | self.upscaler.identity
+        return decides | {"sampling": sampling, "ratio": ratio, "seed": seed}
 
-    def complete(self, originals: Originals, ratio: float, seed: int, progress: Progress) -> list[Sample]:
+    def complete(
+        self, originals: Originals, numbers: range, ratio: float, seed: int, progress: Progress
+    ) -> list[Sample]:
         """See `Completer`."""
-        engine = self.checkpoint.engine
-        # Random numbers are a function of prompt and sample number: of originals with the same prompt, which
-        # at ratio 0 all are, each is another sample of one request.
+        engine, codec = self.checkpoint.engine, self.checkpoint.codec
+        streams = originals.streams(codec)
+        # Random numbers are a function of seed, prompt and sample number: of originals with the same prompt,
+        # which at ratio 0 all are, each is another sample of one request, and each part has another seed.
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, stream in enumerate(originals.streams):
-            prompt = engine.prompt_ids(stream, ratio) if ratio > 0 else engine.prompt_ids()
+        for number in numbers:
+            prompt = engine.prompt_ids(streams[number], ratio) if ratio > 0 else engine.prompt_ids()
             alike[tuple(prompt)].append(number)
-        settings = [replace(self.sampling, seed=seed, n=len(numbers)) for numbers in alike.values()]
+        part_seed = (seed << 32) + numbers.start
+        settings = [replace(self.sampling, seed=part_seed, n=len(group)) for group in alike.values()]
         completions = engine.generate(list(alike), settings, progress)
-        samples: list[Sample | None] = [None] * len(originals)
-        order = [number for numbers in alike.values() for number in numbers]
+        order = [number for group in alike.values() for number in group]
+        samples = {}
         for number, completion in zip(order, completions, strict=True):
-            samples[number] = _sample(completion, engine)
-        return cast(list[Sample], samples)
+            made = Sample.of_stream(
+                codec, completion.stream, streams[number], originals.image_size, self.upscaler
+            )
+            known = {
+                "new_tokens": len(completion.token_ids),
+                "redrawn_tokens": completion.redrawn,
+                "mean_removed": sum(completion.removed) / max(1, len(completion.removed)),
+            }
+            samples[number] = replace(made, numbers=made.numbers | known)
+        return [samples[number] for number in numbers]
 
 
 def held_out(checkpoint: Checkpoint, originals: Originals, progress: Progress) -> dict[str, Any]:
@@ -108,7 +131,7 @@ def held_out(checkpoint: Checkpoint, originals: Originals, progress: Progress) -
     engine = checkpoint.engine
     tokenizer, context = engine.tokenizer, engine.config.seq_length
     prompts, num_bytes = [], 0
-    for stream in originals.streams:
+    for stream in originals.streams(checkpoint.codec):
         prompt = [tokenizer.bos, *tokenizer.encode(stream).tolist(), tokenizer.eos]
         if len(prompt) < context:
             prompts.append(prompt)
@@ -118,7 +141,7 @@ def held_out(checkpoint: Checkpoint, originals: Originals, progress: Progress) -
     scored = engine.generate(prompts, Sampling(max_tokens=0, prompt_logprobs=True, constrain=False), progress)
     nats = -sum(sum(completion.prompt_logprobs) for completion in scored)
     tokens = sum(len(completion.prompt_logprobs) for completion in scored)
-    pixels = len(prompts) * originals.codec.image_size**2
+    pixels = len(prompts) * checkpoint.codec.image_size**2
     return {
         "nats_per_token": nats / tokens if tokens else None,
         "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
@@ -127,29 +150,3 @@ def held_out(checkpoint: Checkpoint, originals: Originals, progress: Progress) -
         "pictures": len(prompts),
         "longer_than_the_context": len(originals) - len(prompts),
     }
-
-
-def _sample(completion: Completion, engine: Engine) -> Sample:
-    codec, stream = engine.codec, completion.stream
-    try:
-        _ = completion.media
-        content, suffix, decodes = codec.to_file(stream), codec.file_suffix, True
-    except DecodeError:
-        content, suffix, decodes = stream, ".broken", False
-    numbers = {
-        "bytes": len(stream),
-        "valid": codec.check(stream).valid,
-        "decodes": decodes,
-        "new_tokens": len(completion.token_ids),
-        "redrawn_tokens": completion.redrawn,
-        "mean_removed": sum(completion.removed) / max(1, len(completion.removed)),
-    }
-    return Sample(content, suffix, numbers)
-
-
-def _hash_file(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while part := stream.read(2**24):
-            digest.update(part)
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_codec.evaluation.classes import compare_classes
 from megatron_codec.evaluation.completers import Completer
 from megatron_codec.evaluation.distances import rank_problem
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter, held_out
@@ -20,7 +21,9 @@ from megatron_codec.evaluation.evaluation_report import write_evaluation
 from megatron_codec.evaluation.features import Extractor, metric_names
 from megatron_codec.evaluation.measure import measure, over_seeds
 from megatron_codec.evaluation.originals import Originals, read_originals
-from megatron_codec.evaluation.sets import PictureSet, Sets, key_of
+from megatron_codec.evaluation.sets import Made, Sets, key_of
+
+PART = 256  # pictures that are made at a time: what is lost when a run is stopped
 
 
 @dataclass(frozen=True)
@@ -52,74 +55,114 @@ def evaluate(config: EvaluateConfig, extractor: Extractor | None = None) -> dict
             with the pictures.
     """
     plan = check(config, extractor)
-    checkpoint, extractor = plan.checkpoint, plan.extractor
+    extractor = plan.extractor
     with _bar("reading", config.num_samples, "picture") as bar:
         originals = read_originals(
-            plan.selection, plan.codec, plan.geometry, extractor.dimensions, bar.update
+            plan.selection, plan.image_size, plan.geometry, extractor.dimensions, bar.update, config.half_size
         )
+    if plan.classes:
+        plan.classes.members(originals.names)  # what is wrong with them is told before anything is made
     entries = _entries(config, plan.completers, originals)
     sets = Sets(config.output)
     # Before anything is made: under TP or PP all processes have to agree about what there is to do.
-    missing = {e.key: e for e in entries if not sets.has(e.name, e.key)}
-    scored = {"checkpoint": checkpoint.identity, "originals": originals.hash} if checkpoint else None
-    scoring = scored is not None and not sets.has_json("held-out", scored)
-    _make(list(missing.values()), originals, sets)
-    numbers = None
-    if checkpoint and scoring:
-        with _bar("scoring the originals", len(originals), "picture") as bar:
-            numbers = held_out(checkpoint, originals, bar.update)
+    missing = [(entry, _missing_parts(entry, len(originals), sets)) for entry in entries.values()]
+    scores = [
+        {"checkpoint": checkpoint.identity, "originals": originals.hash} for checkpoint in plan.checkpoints
+    ]
+    unscored = [not sets.has_json("held-out", score) for score in scores]
+
+    total = sum(len(part) for _, parts in missing for part in parts or ())
+    with _bar("completing", total, "picture") as bar:
+        for entry, parts in missing:
+            if not isinstance(entry.completer, EngineCompleter) and _is_main():
+                _make(entry, parts, originals, sets, bar)
+        # One checkpoint after the other: each has its engine only while it is needed.
+        for checkpoint, score, wanted in zip(plan.checkpoints, scores, unscored, strict=True):
+            for entry, parts in missing:
+                if isinstance(entry.completer, EngineCompleter) and entry.completer.checkpoint is checkpoint:
+                    _make(entry, parts, originals, sets, bar)
+            if wanted:
+                _score(checkpoint, score, originals, sets)
+            checkpoint.release()
     if not _is_main():
         return {}
-    numbers = sets.json("held-out", scored, lambda: numbers) if checkpoint else None
-    return _finish(config, originals, extractor, entries, sets, checkpoint, numbers)
+    made: Made = {}
+    for entry in entries.values():
+        made.setdefault((entry.completer.name, entry.ratio), []).append(sets.read(entry.name, entry.key))
+    rows = _measure(made, config, originals, extractor, sets)
+    checkpoints = [
+        _describe(checkpoint) | {"held_out": sets.json("held-out", score, dict)}
+        for checkpoint, score in zip(plan.checkpoints, scores, strict=True)
+    ]
+    results = {
+        "names": metric_names(extractor, config.neighbours),
+        "extractor": extractor.identity | {"dimensions": extractor.dimensions},
+        "pictures": len(originals),
+        "originals_sha256": originals.hash,
+        "checkpoints": checkpoints,
+        "settings": _settings(config),
+        "warnings": _warnings(config, originals, extractor),
+        "rows": rows,
+    }
+    if plan.classes:
+        with _bar("measuring classes", len(made), "row") as bar:
+            results["classes"] = compare_classes(plan.classes, made, originals, extractor, sets, bar.update)
+    write_evaluation(config.output, results, originals, made, plan.codecs, config.sheet_rows)
+    return results
 
 
-def _entries(config: EvaluateConfig, completers: Sequence[Completer], originals: Originals) -> list[Entry]:
-    entries = []
+def _entries(
+    config: EvaluateConfig, completers: Sequence[Completer], originals: Originals
+) -> dict[tuple[str, float, int], Entry]:
+    """By name of the completer, ratio and seed."""
+    entries = {}
     for ratio in config.ratios:
         for completer in completers:
             for seed in range(config.seed, config.seed + (config.seeds if completer.is_random else 1)):
                 decides = completer.identity(ratio, seed)
-                identity = {
-                    "completer": decides,
-                    "originals": originals.hash,
-                    "codec": originals.codec.to_dict(),
-                }
+                identity = {"completer": decides, "originals": originals.hash}
                 parts = [
                     completer.name,
                     *(str(decides[part]) for part in ("ratio", "seed") if part in decides),
                 ]
-                name = " ".join(parts)
-                entries.append(Entry(completer, ratio, seed, name, key_of(identity), identity))
+                key = completer.name, ratio, seed
+                entries[key] = Entry(completer, ratio, seed, " ".join(parts), key_of(identity), identity)
     return entries
 
 
-def _make(missing: Sequence[Entry], originals: Originals, sets: Sets) -> None:
+def _missing_parts(entry: Entry, count: int, sets: Sets) -> list[range] | None:
+    """The parts of a set that are to be made; None where the whole set is there."""
+    if sets.has(entry.name, entry.key):
+        return None
+    parts = [range(start, min(count, start + PART)) for start in range(0, count, PART)]
+    return [part for part in parts if not sets.has_part(entry.name, entry.key, part)]
+
+
+def _make(entry: Entry, parts: Sequence[range] | None, originals: Originals, sets: Sets, bar: tqdm) -> None:
     """Completes and writes what is not there."""
-    with _bar("completing", len(missing) * len(originals), "picture") as bar:
-        for entry in missing:
-            bar.set_postfix_str(entry.name)
-            if isinstance(entry.completer, EngineCompleter) or _is_main():
-                samples = entry.completer.complete(originals, entry.ratio, entry.seed, bar.update)
-                if _is_main():
-                    sets.write(entry.name, entry.key, entry.identity, samples)
+    if parts is None or (_is_main() and sets.has(entry.name, entry.key)):  # rows may share a set
+        return
+    bar.set_postfix_str(entry.name)
+    for part in parts:
+        samples = entry.completer.complete(originals, part, entry.ratio, entry.seed, bar.update)
+        if _is_main():
+            sets.write_part(entry.name, entry.key, part, samples)
+    if _is_main():
+        sets.finish(entry.name, entry.key, entry.identity)
 
 
-def _finish(
-    config: EvaluateConfig,
-    originals: Originals,
-    extractor: Extractor,
-    entries: Sequence[Entry],
-    sets: Sets,
-    checkpoint: Checkpoint | None,
-    scored: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Measures all sets and writes the report."""
-    made: dict[tuple[str, float], list[PictureSet]] = {}
-    for entry in entries:
-        made.setdefault((entry.completer.name, entry.ratio), []).append(sets.read(entry.name, entry.key))
+def _score(checkpoint: Checkpoint, score: dict[str, Any], originals: Originals, sets: Sets) -> None:
+    with _bar(f"scoring the originals by {checkpoint.name}", len(originals), "picture") as bar:
+        numbers = held_out(checkpoint, originals, bar.update)
+    if _is_main():
+        sets.json("held-out", score, lambda: numbers)
+
+
+def _measure(
+    made: Made, config: EvaluateConfig, originals: Originals, extractor: Extractor, sets: Sets
+) -> list[dict[str, Any]]:
     rows = []
-    with _bar("measuring", len(entries), "set") as bar:
+    with _bar("measuring", sum(map(len, made.values())), "set") as bar:
         for (name, ratio), of_seeds in made.items():
             numbers = []
             for one in of_seeds:
@@ -127,6 +170,10 @@ def _finish(
                 bar.update(1)
             folders = [str(s.folder.relative_to(config.output)) for s in of_seeds]
             rows.append({"completer": name, "ratio": ratio, "numbers": over_seeds(numbers), "sets": folders})
+    return rows
+
+
+def _warnings(config: EvaluateConfig, originals: Originals, extractor: Extractor) -> list[str]:
     warnings = []
     if problem := rank_problem(len(originals), extractor.dimensions):
         warnings.append(problem)
@@ -136,27 +183,17 @@ def _finish(
             f"{len(originals.skipped)} of --num-samples {config.num_samples} pictures could not be read and "
             f"are left out, first {first.name} ({first.reason})"
         )
-    results = {
-        "names": metric_names(extractor, config.neighbours),
-        "extractor": extractor.identity | {"dimensions": extractor.dimensions},
-        "codec": originals.codec.to_dict(),
-        "pictures": len(originals),
-        "originals_sha256": originals.hash,
-        "checkpoint": _describe(checkpoint),
-        "settings": _settings(config),
-        "warnings": warnings,
-        "held_out": scored,
-        "rows": rows,
+    return warnings
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "name": checkpoint.name,
+        "folder": str(checkpoint.path),
+        "iteration": checkpoint.description.iteration,
+        "sha256": checkpoint.identity["checkpoint_sha256"],
+        "codec": checkpoint.codec.to_dict(),
     }
-    write_evaluation(config.output, results, originals, made, config.sheet_rows)
-    return results
-
-
-def _describe(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-    if checkpoint is None:
-        return None
-    steps = {"folder": str(checkpoint.path), "iteration": checkpoint.description.iteration}
-    return steps | {"sha256": checkpoint.identity["checkpoint_sha256"]}
 
 
 def _settings(config: EvaluateConfig) -> dict[str, Any]:

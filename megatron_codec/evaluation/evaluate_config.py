@@ -1,5 +1,7 @@
 """The command line of tools/evaluate.py, and what it comes to."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,10 +11,12 @@ import tyro
 from megatron_codec.codecs import ImageCodec, JpegCodec
 from megatron_codec.codecs.images import Geometry, Method, Resample
 from megatron_codec.errors import UserError, collecting, out_of_range, raise_all
+from megatron_codec.evaluation.classes import Classes
 from megatron_codec.evaluation.completers import Completer, FolderCompleter, Reference, ReferenceCompleter
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter
 from megatron_codec.evaluation.features import Extractor, find_extractor
 from megatron_codec.evaluation.originals import check_ratios
+from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import EngineConfig, Sampling
 from megatron_codec.preprocessing import Selection
 
@@ -25,8 +29,8 @@ class EvaluateConfig:
     """Real pictures that the model has not seen: what --input of tools/preprocess_jpeg.py takes."""
     output: Path
     """Folder for report.md, report.html, results.json, sheets, and all that is kept for going on."""
-    load: Path | None = None
-    """Folder of checkpoints, the --save of tools/pretrain.py."""
+    load: tuple[Path, ...] = ()
+    """Folders of checkpoints, the --save of tools/pretrain.py each; of any codecs of pictures."""
     pictures: tuple[Path, ...] = ()
     """Folders of pictures that other programs completed: FOLDER/RATIO/*.png or FOLDER/RATIO/SEED/*.png, in
     the order of the originals."""
@@ -61,14 +65,24 @@ class EvaluateConfig:
     min_crop: float = 1.0
     """Least side of a random crop, as a share of the picture's shorter side."""
     image_size: int | None = None
-    """Side of the pictures without --load; by default 256. A checkpoint has its own."""
+    """Side of the pictures; by default the largest of the checkpoints, and without --load 256."""
     quality: int | None = None
     """JPEG quality without --load; by default 25. A checkpoint has its own."""
+    upscale: str = "bicubic"
+    """How smaller pictures come to that size: nearest, bicubic, lanczos, or the folder of an
+    LDMSuperResolutionPipeline of diffusers."""
+    half_size: bool = False
+    """Put the real pictures at half size into the middle of black ones, and take distances of that part."""
     inception: Path | None = None
     """The Inception weights of FID, inception-2015-12-05.pt, wherever they are. Without them distances are
     taken from EfficientNet-Lite0 and are not called FID."""
     neighbours: int = 3
     """Of precision and recall."""
+    classes: str | None = None
+    """For distances by class: "folders", or a CSV file with the header name,class. A name is that of the file
+    with its folders below --data, or FILE[NUMBER] in a file of arrays."""
+    class_counts: Path | None = None
+    """CSV file with the header class,count: how often each class occurs in what was trained on."""
     sheet_rows: int = 8
     """Originals on the contact sheets."""
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
@@ -80,17 +94,22 @@ class Plan:
     """A command line that holds.
 
     Attributes:
-        codec: of the checkpoint, or of --image-size and --quality.
+        checkpoints: of --load.
+        codecs: of the checkpoints, or of --image-size and --quality, different ones by what they are called.
+        image_size: of the pictures that are compared.
         completers: a row of the tables each.
         selection, geometry: which pictures, and how they become square.
+        classes: of --classes.
     """
 
-    checkpoint: Checkpoint | None
-    codec: ImageCodec
+    checkpoints: list[Checkpoint]
+    codecs: dict[str, ImageCodec]
+    image_size: int
     completers: list[Completer]
     selection: Selection
     geometry: Geometry
     extractor: Extractor
+    classes: Classes | None
 
 
 def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
@@ -112,25 +131,44 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         faults.append(UserError(f"--output {config.output}", "is a file", "name a folder"))
     if not config.ratios:
         faults.append(UserError("--ratios", "must name at least one", "use 0 for pictures from nothing"))
-    if config.load and (config.image_size, config.quality) != (None, None):
-        rule = "have no meaning beside --load, whose checkpoint has its own"
-        faults.append(UserError("--image-size and --quality", rule, "leave them out"))
-    completers: list[Completer] = []
-    checkpoint = None
+    if config.load and config.quality is not None:
+        rule = "has no meaning beside --load, whose checkpoint has its own"
+        faults.append(UserError("--quality", rule, "leave it out"))
+    checkpoints: list[Checkpoint] = []
+    for folder in config.load:
+        with collecting(faults):
+            checkpoints.append(Checkpoint(folder, config.engine))
+    codecs: list[ImageCodec] = [checkpoint.codec for checkpoint in checkpoints]
     with collecting(faults):
-        checkpoint = Checkpoint(config.load, config.engine) if config.load else None
-    for top_k in config.top_k:
-        for top_p in config.top_p:
-            with collecting(faults):
-                sampling = Sampling(
-                    config.temperature, top_k, top_p, seed=config.seed, constrain=config.constrain
-                )
-                completers += [EngineCompleter(checkpoint, sampling)] if checkpoint else []
+        if not config.load:
+            quality = 25 if config.quality is None else config.quality
+            codecs = [JpegCodec(256 if config.image_size is None else config.image_size, quality)]
+    image_size = config.image_size or max((codec.image_size for codec in codecs), default=0)
+    for codec in codecs:
+        if codec.image_size > image_size:
+            rule = f"must not be below the {codec.image_size} pixels that a checkpoint writes"
+            faults.append(UserError(f"--image-size {image_size}", rule, "leave it out"))
+        faults += check_ratios(codec, config.ratios)
+    upscaler = Upscaler()
+    with collecting(faults):
+        upscaler = Upscaler(config.upscale)
+    completers: list[Completer] = []
+    for checkpoint in checkpoints:
+        for top_k in config.top_k:
+            for top_p in config.top_p:
+                with collecting(faults):
+                    sampling = Sampling(
+                        config.temperature, top_k, top_p, seed=config.seed, constrain=config.constrain
+                    )
+                    completers.append(EngineCompleter(checkpoint, sampling, upscaler))
     for folder in config.pictures:
         with collecting(faults):
             completers.append(FolderCompleter(folder))
-    with collecting(faults):
-        completers += [ReferenceCompleter(kind) for kind in config.references]
+    labelled = _labels(codecs, checkpoints)
+    for kind in config.references:
+        with collecting(faults):
+            of = labelled if kind == "codec" else dict(list(labelled.items())[:1])
+            completers += [ReferenceCompleter(kind, codec, label, upscaler) for label, codec in of.items()]
     names = [completer.name for completer in completers]
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(
@@ -140,18 +178,27 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         faults.append(
             UserError("nothing to evaluate", "there is neither --load nor --pictures nor a reference")
         )
-    selection = geometry = codec = None
+    selection = geometry = None
     with collecting(faults):
         selection = Selection(config.data, config.subset, config.hold_out, max(1, config.num_samples))
     with collecting(faults):
         geometry = Geometry(config.geometry, config.resample, config.crop_seed, config.min_crop)
     with collecting(faults):
-        size, quality = config.image_size, config.quality
-        codec = JpegCodec(256 if size is None else size, 25 if quality is None else quality)
-        codec = checkpoint.codec if checkpoint else codec
-        faults += check_ratios(codec, config.ratios)
-    with collecting(faults):
         extractor = extractor or find_extractor(config.inception)
+    classes = None
+    with collecting(faults):
+        classes = Classes.read(config.classes, config.class_counts)
     raise_all(faults)
-    assert selection and geometry and codec and extractor
-    return Plan(checkpoint, codec, completers, selection, geometry, extractor)
+    assert selection and geometry and extractor
+    return Plan(checkpoints, labelled, image_size, completers, selection, geometry, extractor, classes)
+
+
+def _labels(codecs: Sequence[ImageCodec], checkpoints: Sequence[Checkpoint]) -> dict[str, ImageCodec]:
+    """Different codecs by their names; two of the same name are told apart by their checkpoints."""
+    different = {json.dumps(codec.to_dict()): number for number, codec in reversed(list(enumerate(codecs)))}
+    names = [codecs[number].name for number in different.values()]
+    return {
+        codec.name if names.count(codec.name) == 1 else f"{codec.name} of {checkpoints[number].name}": codec
+        for number, codec in enumerate(codecs)
+        if number in different.values()
+    }

@@ -1,6 +1,7 @@
 """Numbers of one picture set, and their mean and deviation over seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,6 @@ from megatron_codec.evaluation.originals import Originals
 from megatron_codec.evaluation.sets import PictureSet, Sets
 
 DISTANCES = ("frechet", "kernel", "precision", "recall")
-STREAM_NUMBERS = ("share_valid", "share_decodes", "bytes", "bytes_of_real")
 
 
 def measure(
@@ -21,36 +21,62 @@ def measure(
 ) -> dict[str, float]:
     """Distances of a set from the originals, and what its streams say. Features and numbers are kept."""
 
-    def features(name: str, key: str, pixels: Callable[[], np.ndarray]) -> np.ndarray:
-        def take() -> np.ndarray:
-            # A second bar below that of the sets, for terminals only.
-            with tqdm(desc="features", total=len(originals), leave=False, disable=None) as bar:
-                return features_of(pixels(), extractor, bar.update)
-
-        return sets.array(f"features-{name}", {"pictures": key, "extractor": extractor.identity}, take)
-
     def distances() -> dict[str, float]:
-        real = features("original", originals.hash, lambda: originals.pictures)
-        size = originals.codec.image_size
-        return asdict(compare(real, features("set", made.key, lambda: made.pixels(size)), neighbours))
+        real = real_features(originals, extractor, sets)
+        return asdict(compare(real, set_features(made, originals, extractor, sets), neighbours))
 
-    identity = {"set": made.key, "extractor": extractor.identity, "neighbours": neighbours}
-    return sets.json("distances", identity, distances) | stream_numbers(made, originals)
+    identity = _identity(made.key, originals, extractor) | {"neighbours": neighbours}
+    return sets.json("distances", identity, distances) | stream_numbers(made)
 
 
-def stream_numbers(made: PictureSet, originals: Originals) -> dict[str, float]:
+def real_features(originals: Originals, extractor: Extractor, sets: Sets) -> np.ndarray:
+    """Features [n, d] of the originals, from the cache or computed."""
+
+    def take() -> np.ndarray:
+        return _features_of(originals.active(originals.pictures), extractor)
+
+    return sets.array("features-original", _identity(originals.hash, originals, extractor), take)
+
+
+def set_features(made: PictureSet, originals: Originals, extractor: Extractor, sets: Sets) -> np.ndarray:
+    """Features [n, d] of a set of completed pictures, from the cache or computed."""
+
+    def take() -> np.ndarray:
+        return _features_of(originals.active(made.pixels(originals.image_size)), extractor)
+
+    return sets.array("features-set", _identity(made.key, originals, extractor), take)
+
+
+def _identity(key: str, originals: Originals, extractor: Extractor) -> dict[str, Any]:
+    return {"pictures": key, "extractor": extractor.identity, "half_size": originals.half_size}
+
+
+def _features_of(pixels: np.ndarray, extractor: Extractor) -> np.ndarray:
+    # A second bar below that of the sets, for terminals only.
+    with tqdm(desc="features", total=len(pixels), leave=False, disable=None) as bar:
+        return features_of(pixels, extractor, bar.update)
+
+
+def stream_numbers(made: PictureSet) -> dict[str, float]:
     """Of a set that a codec wrote: shares that are valid and that decode, mean bytes of a stream, and these
-    over the mean of the originals' streams. Empty for pictures without streams."""
+    over the mean of the originals' streams; of originals through a codec also `psnr`, in dB, of the mean
+    squared error of all, where it is not 0. Empty for pictures without streams."""
     numbers = made.numbers
     if not numbers or "bytes" not in numbers[0]:
         return {}
-    size = float(np.mean([each["bytes"] for each in numbers]))
-    return {
-        "share_valid": float(np.mean([each["valid"] for each in numbers])),
-        "share_decodes": float(np.mean([each["decodes"] for each in numbers])),
-        "bytes": size,
-        "bytes_of_real": size / float(np.mean([len(stream) for stream in originals.streams])),
+
+    def mean(name: str) -> float:
+        return float(np.mean([each[name] for each in numbers]))
+
+    known = {
+        "share_valid": mean("valid"),
+        "share_decodes": mean("decodes"),
+        "bytes": mean("bytes"),
+        "bytes_of_real": mean("bytes") / mean("real_bytes"),
     }
+    if "squared_error" in numbers[0] and mean("squared_error") > 0:
+        known["psnr"] = 10 * math.log10(255**2 / mean("squared_error"))
+    return known
 
 
 def over_seeds(values: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """The real pictures of an evaluation, and how much of them a prompt gives."""
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,8 @@ from megatron_codec.codecs import ImageCodec
 from megatron_codec.codecs.images import Geometry, canonical
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.distances import rank_problem
-from megatron_codec.preprocessing import PictureEncoder, Selection, open_inputs
+from megatron_codec.preprocessing import Selection, open_inputs
+from megatron_codec.preprocessing.decoders import PillowDecoder, picture_suffixes
 from megatron_codec.preprocessing.skipping import Skipped
 
 
@@ -24,33 +26,55 @@ class Originals:
     """Real pictures.
 
     Attributes:
-        codec: of the evaluated model; its size is theirs.
         names: where each comes from.
         pictures: RGB, uint8 [n, image_size, image_size, 3], before any codec.
         skipped: what could not be read.
+        half_size: whether the pictures lie at half size in the middle of black ones; distances are then
+            taken of that part alone.
     """
 
-    codec: ImageCodec
     names: tuple[str, ...]
     pictures: np.ndarray
     skipped: tuple[Skipped, ...] = ()
+    half_size: bool = False
+    _streams: dict[str, list[bytes]] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    @cached_property
-    def streams(self) -> list[bytes]:
-        """What the codec makes of each."""
-        return [self.codec.encode(picture) for picture in self.pictures]
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.pictures.shape[1]
+
+    def streams(self, codec: ImageCodec) -> list[bytes]:
+        """What a codec makes of each, at its own size."""
+        key = json.dumps(codec.to_dict())
+        if key not in self._streams:
+            self._streams[key] = [codec.encode(picture) for picture in self.pictures]
+        return self._streams[key]
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the pixels of all, in order."""
         return hashlib.sha256(np.ascontiguousarray(self.pictures).data).hexdigest()
 
-    def given(self, ratio: float) -> np.ndarray:
+    def given(self, codec: ImageCodec, ratio: float) -> np.ndarray:
         """Which pixels a prompt of this ratio decides, bool [image_size, image_size]."""
-        return given_pixels(self.codec, ratio)
+        given = Image.fromarray(given_pixels(codec, ratio))
+        return np.asarray(given.resize((self.image_size, self.image_size), Image.Resampling.NEAREST))
+
+    def active(self, pictures: np.ndarray) -> np.ndarray:
+        """Of pictures [n, image_size, image_size, 3] what distances are taken of."""
+        start, side = half_box(self.image_size)
+        part = slice(start, start + side) if self.half_size else slice(None)
+        return pictures[:, part, part]
+
+
+def half_box(image_size: int) -> tuple[int, int]:
+    """Where a picture at half size begins, from the left and from above, and its side, in pixels."""
+    side = image_size // 2
+    return (image_size - side) // 2, side
 
 
 def given_pixels(codec: ImageCodec, ratio: float) -> np.ndarray:
@@ -85,40 +109,45 @@ def check_ratios(codec: ImageCodec, ratios: tuple[float, ...]) -> list[UserError
 
 def read_originals(
     selection: Selection,
-    codec: ImageCodec,
+    image_size: int,
     geometry: Geometry,
     dimensions: int,
     progress: Callable[[int], object] = lambda count: None,
+    half_size: bool = False,
 ) -> Originals:
     """Reads `selection.limit` pictures as preprocessing reads them, evenly spread over all that there are.
 
     Args:
+        image_size: side that they get.
         dimensions: features of a picture, for what is said where there are too few pictures.
+        half_size: whether they are put at half size into the middle of black pictures.
 
     Raises:
         UserError: there are fewer, none can be read, or an input does not exist.
     """
-    encoder = PictureEncoder(codec, geometry)
+    start, side = half_box(image_size) if half_size else (0, image_size)
 
     def pixels_needed(width: int, height: int) -> tuple[int, int]:
-        return geometry.pixels_needed(width, height, codec.image_size)
+        return geometry.pixels_needed(width, height, side)
 
     names, pictures, skipped = [], [], []
     with tempfile.TemporaryDirectory() as spool:
-        source = open_inputs(selection, encoder.suffixes, Path(spool))
-        for item, read in encoder.decoder.decode(source, pixels_needed):
+        source = open_inputs(selection, picture_suffixes(), Path(spool))
+        for item, read in PillowDecoder().decode(source, pixels_needed):
             try:
                 if isinstance(read, Exception):
                     raise read
                 media = cast("Image.Image | np.ndarray", read)
-                picture = canonical(media, codec.image_size, geometry, item.name)
+                picture = canonical(media, side, geometry, item.name)
             except MemoryError:
                 raise
             except Exception as error:
                 skipped.append(Skipped.because(item, error))
                 continue
             names.append(item.name)
-            pictures.append(np.asarray(picture))
+            whole = np.zeros((image_size, image_size, 3), np.uint8)
+            whole[start : start + side, start : start + side] = np.asarray(picture)
+            pictures.append(whole)
             progress(1)
     data, wanted = " ".join(map(str, selection.inputs)), selection.limit or 1
     found = len(pictures) + len(skipped)
@@ -134,4 +163,4 @@ def read_originals(
             f"there are only {found} pictures in {data}",
             f"give more pictures, or --num-samples {found}" + (f" (but {problem})" if problem else ""),
         )
-    return Originals(codec, tuple(names), np.stack(pictures), tuple(skipped))
+    return Originals(tuple(names), np.stack(pictures), tuple(skipped), half_size)

@@ -1,7 +1,8 @@
 """Picture sets and what was computed of them, in the output folder under the hash of all that decides them.
 
-    OUTPUT/sets/NAME-KEY/      the files of the pictures, set.json
-    OUTPUT/cache/WHAT-KEY.*    features, numbers
+    OUTPUT/sets/NAME-KEY/           the files of the pictures, set.json
+    OUTPUT/sets/NAME-KEY.partial/   the same of a set that is being made, and part-START.json of each part
+    OUTPUT/cache/WHAT-KEY.*         features, numbers
 
 Each appears whole or not at all, so a run that is stopped goes on with what is finished, and a change of any
 setting, picture or weight is another key.
@@ -9,6 +10,7 @@ setting, picture or weight is another key.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from megatron_codec.errors import UserError
-from megatron_codec.evaluation.completers import Sample
-from megatron_codec.files import whole_file, whole_folder, write_json
+from megatron_codec.evaluation.samples import BROKEN, Sample
+from megatron_codec.files import whole_file, write_json
 
-_FORMAT = 1  # to be raised when the same key would stand for something else
+_FORMAT = 2  # to be raised when the same key would stand for something else
 _GREY = 128
 
 
@@ -45,7 +47,7 @@ class PictureSet:
     def picture(self, number: int) -> Image.Image | None:
         """One of them, or None where it does not decode."""
         path = self.folder / self.files[number]
-        if path.suffix == ".broken":
+        if path.suffix == BROKEN:
             return None
         try:
             with Image.open(path) as picture:
@@ -58,6 +60,10 @@ class PictureSet:
         """uint8 [n, size, size, 3]; those that do not decode are grey."""
         grey = Image.new("RGB", (size, size), (_GREY,) * 3)
         return np.stack([np.asarray(self.picture(number) or grey) for number in range(len(self.files))])
+
+
+# The sets of a row of the tables, a seed each: by the completer's name and the prompt ratio.
+Made = dict[tuple[str, float], list[PictureSet]]
 
 
 def key_of(value: Any) -> str:
@@ -74,8 +80,8 @@ class Sets:
 
     def folder(self, name: str, key: str) -> Path:
         """Where a set lies, or will. `name` is for people; the key alone says which it is."""
-        for found in (self.output / "sets").glob(f"*-{key}"):
-            return found
+        for found in (self.output / "sets").glob(f"*-{key}*"):
+            return found.with_name(found.name.removesuffix(".partial"))
         plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
         return self.output / "sets" / f"{plain[:60]}-{key}"
 
@@ -83,18 +89,41 @@ class Sets:
         """Whether a set is finished."""
         return (self.folder(name, key) / "set.json").is_file()
 
-    def write(self, name: str, key: str, identity: Any, samples: Sequence[Sample]) -> None:
-        """Writes a set."""
-        with whole_folder(self.folder(name, key)) as folder:
-            files = [f"{number:05d}{sample.suffix}" for number, sample in enumerate(samples)]
-            for file, sample in zip(files, samples, strict=True):
-                (folder / file).write_bytes(sample.content)
-            record = {
-                "identity": identity,
-                "files": files,
-                "numbers": [sample.numbers for sample in samples],
-            }
-            write_json(folder / "set.json", record)
+    def has_part(self, name: str, key: str, numbers: range) -> bool:
+        """Whether a part of a set that is not finished is there."""
+        return self._part(name, key, numbers.start).is_file()
+
+    def write_part(self, name: str, key: str, numbers: range, samples: Sequence[Sample]) -> None:
+        """Writes a part of a set: the samples of these originals."""
+        record = self._part(name, key, numbers.start)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        files = [f"{number:05d}{sample.suffix}" for number, sample in zip(numbers, samples, strict=True)]
+        for file, sample in zip(files, samples, strict=True):
+            (record.parent / file).write_bytes(sample.content)
+        # The part counts when its record is there; what was written of a part without one is overwritten.
+        write_json(record, {"files": files, "numbers": [sample.numbers for sample in samples]})
+
+    def finish(self, name: str, key: str, identity: Any) -> None:
+        """Makes a set of its parts, all of which are there."""
+        partial = self._part(name, key, 0).parent
+        records = sorted(partial.glob("part-*.json"))
+        parts = [json.loads(record.read_text(encoding="utf-8")) for record in records]
+        whole: dict[str, Any] = {"identity": identity}
+        for what in ("files", "numbers"):
+            whole[what] = [one for part in parts for one in part[what]]
+        for (
+            file
+        ) in partial.iterdir():  # of a run with other suffixes or a temporary name, stopped within a part
+            if file.name not in whole["files"] and file not in records:
+                file.unlink()
+        write_json(partial / "set.json", whole)
+        for record in records:
+            record.unlink()
+        os.replace(partial, self.folder(name, key))
+
+    def _part(self, name: str, key: str, start: int) -> Path:
+        folder = self.folder(name, key)
+        return folder.with_name(f"{folder.name}.partial") / f"part-{start:09d}.json"
 
     def read(self, name: str, key: str) -> PictureSet:
         """A set that is there.

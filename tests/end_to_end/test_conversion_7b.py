@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 LAYERS, HIDDEN, FFN, HEADS, IDS = 32, 4096, 11008, 32, 323
 LIMIT = 6 * 2**30  # bytes of resident memory for a conversion
 DISK = 45e9
-# To sample: weights, of which the engine has a copy in the order in which its kernels read them.
-MEMORY = {"transformers": 16e9, "int8": 26e9, "bf16": 33e9}
+# To sample, as measured, with some to spare. The engine has the weights twice while it packs them.
+MEMORY = {"transformers": 14.5e9, "ours": 20e9}
 GENERATE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -151,14 +151,11 @@ def test_7b_is_converted_both_ways_within_6_gib_and_sampled(folder):
     run("16 tokens by transformers", "-c", GENERATE, folder / "again", folder / "tokens.json")
     assert len(json.loads((folder / "tokens.json").read_text())) == 16
     shutil.rmtree(folder / "again")
-    for name, flags in (("bf16", []), ("int8", ["--weight-dtype", "int8"])):
-        if available_memory() > MEMORY[name]:
-            run(
-                f"16 tokens by tools/generate.py, {name}", "tools/generate.py", "--load", folder / "ours",
-                "--num-samples", 1, "--max-tokens", 16, "--cache-tokens", 256, *flags,
-                "--output", folder / "samples",
-            )  # fmt: skip
-            [sample] = json.loads((folder / "samples/samples.json").read_text())["files"]
-            assert sample["new_tokens"] == 16
-            return
-    print(f"not sampled by tools/generate.py: needs {MEMORY['int8'] / 1e9:.0f} GB of free memory")
+    if available_memory() < MEMORY["ours"]:
+        pytest.skip(f"not sampled by tools/generate.py: needs {MEMORY['ours'] / 1e9:.0f} GB of free memory")
+    run(
+        "16 tokens by tools/generate.py, bf16", "tools/generate.py", "--load", folder / "ours",
+        "--num-samples", 1, "--max-tokens", 16, "--cache-tokens", 256, "--output", folder / "samples",
+    )  # fmt: skip
+    [sample] = json.loads((folder / "samples/samples.json").read_text())["files"]
+    assert sample["new_tokens"] == 16

@@ -34,13 +34,14 @@ def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_p
     assert {path: path.stat().st_mtime_ns for path in before} == before
     results = json.loads((output / "results.json").read_text())
     assert {row["completer"].partition(" (")[0] for row in results["rows"]} == {
-        "model", "original", "original, codec", "blurred", "noise",
+        "model", "original", "original, jpeg", "blurred", "noise",
     }  # fmt: skip
     assert sum(row["completer"].endswith("top-k 40") for row in results["rows"]) == 2
     of = {row["completer"]: row["numbers"]["frechet"]["mean"] for row in results["rows"] if not row["ratio"]}
-    assert abs(of["original"]) < 1e-3 < of["original, codec"] < of["noise"]
+    assert abs(of["original"]) < 1e-3 < of["original, jpeg"] < of["noise"]
     assert of["blurred"] < of["noise"]
-    assert results["held_out"]["pictures"] > 0 and results["held_out"]["nats_per_token"] < 6
+    scores = results["checkpoints"][0]["held_out"]
+    assert scores["pictures"] > 0 and scores["nats_per_token"] < 6
     text = (output / "report.md").read_text()
     assert "Frechet distance (EfficientNet-Lite0)" in text and "FID" not in text
     assert "not more than the 1280 features" in text and "warning: 8 pictures" in done.stdout

@@ -1,6 +1,5 @@
 """An evaluation from end to end: references, folders, a checkpoint of ours; going on; bad input."""
 
-import io
 import json
 import math
 import re
@@ -17,12 +16,13 @@ from megatron_codec.codecs.images import Geometry
 from megatron_codec.config import TrainingConfig
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError
-from megatron_codec.evaluation.completers import FolderCompleter, ReferenceCompleter, Sample
+from megatron_codec.evaluation.completers import FolderCompleter, ReferenceCompleter
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter, held_out
 from megatron_codec.evaluation.evaluate import evaluate
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig
 from megatron_codec.evaluation.measure import over_seeds, stream_numbers
 from megatron_codec.evaluation.originals import Originals, given_pixels, read_originals
+from megatron_codec.evaluation.samples import Sample
 from megatron_codec.evaluation.sets import Sets
 from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.model import build_model, transformer_config
@@ -31,6 +31,8 @@ from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training.checkpoint import load_weights
 from tests.data_sources import photo_crops
 from tests.tiny import CODEC
+
+EACH = range(20)
 
 
 class Blocks:
@@ -57,7 +59,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def originals(photos):
-    return read_originals(Selection((photos,), limit=20), CODEC, Geometry(), 48)
+    return read_originals(Selection((photos,), limit=20), 32, Geometry(), 48)
 
 
 def config(photos, output, **changes):
@@ -78,7 +80,7 @@ def test_the_original_is_at_distance_0_then_comes_blurred_then_noise(photos, tmp
     scale = means(results)[0]["noise"]
     for ratio, of in means(results).items():
         assert abs(of["original"]) < 1e-9 * scale, ratio
-        assert 1e-6 * scale < of["original, codec"]
+        assert 1e-6 * scale < of["original, jpeg"]
         assert 1e-6 * scale < of["blurred"] < 0.5 * of["noise"], ratio
     for name in ("frechet", "kernel"):  # the more is given the nearer
         noise = [of["noise"] for of in means(results, name).values()]
@@ -88,8 +90,8 @@ def test_the_original_is_at_distance_0_then_comes_blurred_then_noise(photos, tmp
     rows = {row["completer"]: row for row in results["rows"] if row["ratio"] == 0}
     assert len(rows["noise"]["sets"]) == 2 and rows["noise"]["numbers"]["frechet"]["deviation"] > 0
     assert len(rows["blurred"]["sets"]) == 1 and rows["blurred"]["numbers"]["frechet"]["deviation"] is None
-    assert rows["original, codec"]["numbers"]["share_valid"]["mean"] == 1
-    assert rows["original, codec"]["numbers"]["bytes_of_real"]["mean"] == 1
+    assert rows["original, jpeg"]["numbers"]["share_valid"]["mean"] == 1
+    assert rows["original, jpeg"]["numbers"]["bytes_of_real"]["mean"] == 1
     assert "bytes" not in rows["noise"]["numbers"]
     assert results["warnings"] == []
 
@@ -105,9 +107,9 @@ def test_the_report_names_the_features_everywhere_and_stands_alone(photos, tmp_p
     assert "rank 19" in results["warnings"][0] and "rank 19" in text and "rank 19" in page
     assert "+-" in text and "| noise |" in text
     pictures = set(re.findall(r"\]\((.*?)\)", text))
-    assert pictures == {"contact-0.25.png", "contact-0.5.png", "distance.png"}
+    assert pictures == {"contact-0.25.png", "contact-0.5.png", "distance.png", "codecs.png"}
     assert all(Image.open(tmp_path / name).size[0] > 100 for name in pictures)
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     # 8 rows of originals, prompts and 5 sets.
     sheet = np.asarray(Image.open(tmp_path / "contact-0.5.png"))
@@ -124,10 +126,10 @@ def test_pictures_are_those_that_preprocessing_reads(photos, tmp_path):
     (folder / "30.png").write_bytes(b"no picture")
     geometry = Geometry("random-crop", "lanczos", seed=3, min_crop=0.5)
     selection = Selection((folder,), "test", 0.5, 15)
-    found = read_originals(selection, CODEC, geometry, 48)
+    found = read_originals(selection, 32, geometry, 48)
     encoder = PictureEncoder(CODEC, geometry)
-    assert found.streams == list(iterate_streams([folder], encoder, "test", 0.5, 15, progress=False))
-    whole = read_originals(Selection((folder,), limit=60), CODEC, geometry, 48)
+    assert found.streams(CODEC) == list(iterate_streams([folder], encoder, "test", 0.5, 15, progress=False))
+    whole = read_originals(Selection((folder,), limit=60), 32, geometry, 48)
     assert len(whole) == 59 and [skipped.kind for skipped in whole.skipped] == ["not a picture"]
     results = evaluate(config(folder, tmp_path / "out", references=("original",)), Blocks())
     assert results["pictures"] == 59 and "30.png" in results["warnings"][0]
@@ -144,20 +146,17 @@ def test_given_are_the_pixels_of_the_prompt(ratio):
 def test_references_keep_what_is_given(originals):
     given = given_pixels(CODEC, 0.25)
     for kind in ("noise", "blurred"):
-        samples = ReferenceCompleter(kind).complete(originals, 0.25, 0, lambda count: None)
+        samples = ReferenceCompleter(kind, CODEC).complete(originals, EACH, 0.25, 0, lambda count: None)
         for sample, pixels in zip(samples, originals.pictures, strict=True):
-            made = decoded(sample)
+            made = sample.pixels()
             assert (made[given] == pixels[given]).all() and (made[~given] != pixels[~given]).any()
+    noise = ReferenceCompleter("noise", CODEC)
     first, again, other = (
-        [decoded(s) for s in ReferenceCompleter("noise").complete(originals, 0, seed, lambda count: None)]
+        [s.pixels() for s in noise.complete(originals, EACH, 0, seed, lambda count: None)]
         for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert not np.array_equal(first[0], first[1])
-
-
-def decoded(sample: Sample) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(sample.content)).convert("RGB"))
 
 
 class Calls:
@@ -185,7 +184,7 @@ def test_a_run_that_was_stopped_goes_on_and_redoes_nothing(corpus, trained, tmp_
     wanted = EvaluateConfig(
         data=(corpus.pictures,),
         output=tmp_path / "out",
-        load=trained.folder,
+        load=(trained.folder,),
         ratios=(0, 0.5),
         num_samples=4,
         seeds=2,
@@ -218,7 +217,7 @@ def test_a_run_that_was_stopped_goes_on_and_redoes_nothing(corpus, trained, tmp_
         calls = Calls(patch)
         fresh = evaluate(replace(wanted, output=tmp_path / "fresh"), Blocks())
         assert (calls.loaded, len(calls.generated)) == (1, 5)
-        assert fresh["rows"] == results["rows"] and fresh["held_out"] == results["held_out"]
+        assert fresh["rows"] == results["rows"] and fresh["checkpoints"] == results["checkpoints"]
     with monkeypatch.context() as patch:  # another picture among the originals, and everything is another
         pictures = tmp_path / "pictures"
         shutil.copytree(corpus.pictures, pictures)
@@ -242,20 +241,20 @@ def checkpoint(trained):
 
 
 def test_completions_begin_with_their_prompt_and_differ_where_prompts_are_equal(originals, checkpoint):
-    twice = Originals(CODEC, ("a", "b", "c"), originals.pictures[[0, 0, 1]])
+    twice = Originals(("a", "b", "c"), originals.pictures[[0, 0, 1]])
     completer = EngineCompleter(checkpoint, Sampling(top_k=40, constrain=True))
     for ratio in (0, 0.5):
         done = []
-        samples = completer.complete(twice, ratio, 5, done.append)
+        samples = completer.complete(twice, range(3), ratio, 5, done.append)
         assert sum(done) == 3
-        for sample, stream in zip(samples, twice.streams, strict=True):
+        for sample, stream in zip(samples, twice.streams(CODEC), strict=True):
             prompt = CODEC.to_file(CODEC.prompt(stream, ratio))[: -len(b"\xff\xd9")]
             assert sample.content.startswith(prompt) and sample.numbers["valid"]
         assert samples[0].content != samples[1].content
-        assert [s.content for s in completer.complete(twice, ratio, 5, done.append)] == [
+        assert [s.content for s in completer.complete(twice, range(3), ratio, 5, done.append)] == [
             s.content for s in samples
         ]
-        assert completer.complete(twice, ratio, 6, done.append)[0].content != samples[0].content
+        assert completer.complete(twice, range(3), ratio, 6, done.append)[0].content != samples[0].content
 
 
 def test_held_out_bits_are_those_of_the_model_of_training(corpus, checkpoint):
@@ -265,8 +264,8 @@ def test_held_out_bits_are_those_of_the_model_of_training(corpus, checkpoint):
     documents = [ids for ids in documents if len(ids) < 160]
     assert len(documents) > 15
     streams = [tokenizer.decode(ids[1:-1]) for ids in documents]
-    same = Originals(CODEC, ("",) * len(streams), np.stack([np.asarray(CODEC.decode(s)) for s in streams]))
-    same.__dict__["streams"] = streams  # decoded pictures encode to others
+    same = Originals(("",) * len(streams), np.stack([np.asarray(CODEC.decode(s)) for s in streams]))
+    same.streams(CODEC)[:] = streams  # decoded pictures encode to others
     found = held_out(checkpoint, same, lambda count: None)
 
     layout = checkpoint.engine.layout
@@ -293,8 +292,8 @@ def test_held_out_bits_are_those_of_the_model_of_training(corpus, checkpoint):
 
 def test_pictures_longer_than_the_context_are_left_out_of_the_bits(checkpoint):
     noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    long = Originals(CODEC, ("a", "b"), noise)
-    assert all(len(checkpoint.engine.prompt_ids(stream, 1.0)) > 160 for stream in long.streams)
+    long = Originals(("a", "b"), noise)
+    assert all(len(checkpoint.engine.prompt_ids(stream, 1.0)) > 160 for stream in long.streams(CODEC))
     found = held_out(checkpoint, long, lambda count: None)
     assert (found["pictures"], found["longer_than_the_context"], found["nats_per_token"]) == (0, 2, None)
 
@@ -348,12 +347,14 @@ def test_all_faults_of_a_command_line_are_told_at_once(photos, trained, tmp_path
     wrong = EvaluateConfig(
         data=(photos,),
         output=tmp_path / "out",
-        load=trained.folder,
+        load=(trained.folder,),
         ratios=(0.1, 0.5, 0.6, 1.5),
         num_samples=3,
         seeds=0,
         top_p=(2.0,),
-        image_size=32,
+        image_size=16,
+        quality=30,
+        upscale="cubic",
         min_crop=0.5,
         pictures=(tmp_path / "absent",),
         inception=tmp_path / "absent.pt",
@@ -363,7 +364,9 @@ def test_all_faults_of_a_command_line_are_told_at_once(photos, trained, tmp_path
     for message in (
         "--seeds 0: must be at least 1",
         "--num-samples 3: must be at least 4",
-        "--image-size and --quality: have no meaning beside --load",
+        "--image-size 16: must not be below the 32 pixels",
+        "--quality: has no meaning beside --load",
+        "--upscale cubic: must be one of nearest, bicubic, lanczos, or a folder",
         "top_p 2.0",
         "min crop 0.5",
         "absent: there is no such folder",
@@ -392,21 +395,25 @@ def test_too_few_pictures_are_told_with_the_rank_problem(photos, tmp_path):
 
 def test_what_does_not_decode_counts_as_grey_and_is_told(originals, tmp_path):
     good = Sample.of_pixels(originals.pictures[0])
-    known = {"bytes": 100, "valid": True, "decodes": True}
+    known = {"bytes": 100, "real_bytes": 300, "valid": True, "decodes": True}
     samples = [
         replace(good, numbers=known),
         Sample(b"\xff\xd8 no more", ".broken", known | {"bytes": 50, "valid": False, "decodes": False}),
     ]
     sets = Sets(tmp_path)
-    sets.write("Some Model", "0123", {"a": 1}, samples)
+    for number, sample in enumerate(samples):
+        assert not sets.has_part("Some Model", "0123", range(number, number + 1))
+        sets.write_part("Some Model", "0123", range(number, number + 1), [sample])
+        assert sets.has_part("Some Model", "0123", range(number, number + 1))
+    sets.finish("Some Model", "0123", {"a": 1})
     assert sets.has("another name", "0123") and not sets.has("Some Model", "0124")
     made = sets.read("another name", "0123")
     pixels = made.pixels(32)
     assert (pixels[0] == originals.pictures[0]).all() and (pixels[1] == 128).all()
     assert made.picture(1) is None
-    found = stream_numbers(made, originals)
+    found = stream_numbers(made)
     assert (found["share_valid"], found["share_decodes"], found["bytes"]) == (0.5, 0.5, 75)
-    assert found["bytes_of_real"] == pytest.approx(75 / np.mean([len(s) for s in originals.streams]))
+    assert found["bytes_of_real"] == 0.25
     (made.folder / "set.json").write_text("{")
     with pytest.raises(UserError, match=r"set\.json: cannot be read.*remove"):
         sets.read("Some Model", "0123")
