@@ -168,7 +168,7 @@ from megatron_codec.flags import parse_pretrain
 config = parse_pretrain(sys.argv[1:])
 training = config.training
 done = pathlib.Path(config.checkpoint.save, "latest_checkpointed_iteration.txt").read_text()
-in_iterations = training.train_samples is None and training.train_epochs is None
+in_iterations = not training.steps_depend_on_data
 sys.exit(not (in_iterations and int(done) >= training.train_iters))
 PYTHON
 }

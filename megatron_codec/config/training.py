@@ -21,6 +21,9 @@ class TrainingConfig:
     """Sequences to train for, instead of --train-iters."""
     train_epochs: float | None = None
     """Passes over the training data to train for, instead of --train-iters."""
+    train_flops: float | None = None
+    """Floating-point operations to train for, instead of --train-iters, so that models of other sizes, codecs
+    or contexts get as much computation; counted as Megatron-LM does, with the causal half of attention."""
     lr: float = 3e-4
     """Highest learning rate."""
     min_lr: float = 3e-5
@@ -62,7 +65,7 @@ class TrainingConfig:
     @property
     def steps_depend_on_data(self) -> bool:
         """Whether `train_iters` is only known once the data are open (`Corpora.with_steps`)."""
-        return self.train_samples is not None or self.train_epochs is not None
+        return (self.train_samples, self.train_epochs, self.train_flops) != (None, None, None)
 
     def num_microbatches(self, dp: int) -> int:
         """Micro-batches that each process accumulates in a step."""
@@ -101,7 +104,7 @@ class TrainingConfig:
         wrong = [
             *out_of_range(self, 1, "micro_batch_size", "global_batch_size", "train_iters", "lr_decay_iters"),
             *out_of_range(self, 1, "train_samples", "lr_wsd_decay_iters"),
-            *out_of_range(self, 0, "train_epochs"),
+            *out_of_range(self, 0, "train_epochs", "train_flops"),
             *out_of_range(self, 0, "lr", "min_lr", "lr_warmup_iters"),
             *out_of_range(self, 0, "weight_decay", "adam_eps", "clip_grad"),
             *out_of_range(self, 0, "adam_beta1", "adam_beta2", below=1),
@@ -121,13 +124,17 @@ class TrainingConfig:
             yield UserError(
                 f"--min-lr {self.min_lr}", f"must not be above --lr {self.lr}", f"use {self.lr / 10:g}"
             )
-        if self.train_samples is not None and self.train_epochs is not None:
+        lengths = {
+            "--train-samples": self.train_samples,
+            "--train-epochs": self.train_epochs,
+            "--train-flops": self.train_flops,
+        }
+        given = [f"{flag} {value}" for flag, value in lengths.items() if value is not None]
+        if len(given) > 1:
             yield UserError(
-                f"--train-samples {self.train_samples} --train-epochs {self.train_epochs}",
-                "only one of them can say when training ends",
-                "leave one out",
+                " ".join(given), "only one of them can say when training ends", "leave the others out"
             )
-        if self.lr_decay_iters is None and (self.train_samples or self.train_epochs) is not None:
+        if self.lr_decay_iters is None and self.steps_depend_on_data:
             return  # how many steps that is, the data says; `Corpora.with_steps` has it checked then
         decay = self.lr_decay_iters or self.train_iters
         if self.lr_decay_style == "WSD" and not 1 <= (self.lr_wsd_decay_iters or 0) <= decay:

@@ -1,5 +1,6 @@
 """Size, arithmetic and time of a run from its configuration alone."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -99,9 +100,12 @@ def estimate(config: PretrainConfig, world_size: int, num_tokens: int, on_cpu: b
     steps = training.train_iters
     if training.train_samples is not None:
         steps = -(-training.train_samples // training.global_batch_size)
+    flops = token_flops(config, rows)
+    if training.train_flops is not None:
+        batch = training.global_batch_size * model.seq_length
+        steps = max(1, math.ceil(training.train_flops / flops.causal / batch))
     microbatches = training.num_microbatches(dp)
     stages = tuple(stage(config, i, dp, rows, on_cpu) for i in range(pp))
-    flops = token_flops(config, rows)
     return Estimate(
         config=config,
         world_size=world_size,

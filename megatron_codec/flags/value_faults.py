@@ -10,7 +10,7 @@ from megatron_codec.flags.command_line import FLAG
 from megatron_codec.flags.dry_run import DryRun
 
 _LAYOUT = ("--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size")
-_LENGTH = ("--train-iters", "--train-samples", "--train-epochs")
+_LENGTH = ("--train-iters", "--train-samples", "--train-epochs", "--train-flops")
 _PLACES = ("--save", "--tensorboard-dir", "--wandb-project")
 # Flags whose values decide whether others are right, where the message does not name both.
 _DECIDES = {

@@ -12,6 +12,7 @@ from megatron_codec.data import DocumentRows, PackedSamples
 from megatron_codec.data.blend import Blend, Samples
 from megatron_codec.data.code_length import bits_per_byte, predicted_counts
 from megatron_codec.data.opening import Parts, open_alike
+from megatron_codec.estimate.flops import token_flops
 from megatron_codec.tokenizer import Tokenizer
 
 
@@ -55,17 +56,24 @@ class Corpora:
     hash: str
 
     def with_steps(self, config: PretrainConfig) -> PretrainConfig:
-        """The configuration with `train_iters` in the place of `train_samples` or `train_epochs`."""
+        """The configuration with `train_iters` in the place of `train_samples`, `train_epochs` or
+        `train_flops`."""
         training = config.training
         if training.train_epochs is not None:
             samples = Fraction(training.train_epochs) * self.tokens / config.model.seq_length
         elif training.train_samples is not None:
             samples = Fraction(training.train_samples)
+        elif training.train_flops is not None:
+            rows = config.model.padded_vocab_size(Tokenizer.from_dict(self.tokenizer).num_tokens)
+            per_sample = token_flops(config, rows).causal * config.model.seq_length
+            samples = Fraction(training.train_flops) / Fraction(per_sample)
         else:
             return config
         iterations = -(-samples // training.global_batch_size)
         steps = max(1, int(iterations))
-        resolved = replace(training, train_iters=steps, train_samples=None, train_epochs=None)
+        resolved = replace(
+            training, train_iters=steps, train_samples=None, train_epochs=None, train_flops=None
+        )
         return replace(config, training=resolved)
 
 

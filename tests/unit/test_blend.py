@@ -12,6 +12,7 @@ import torch
 from megatron_codec.data import CodecDataset, DocumentRows, PackedSamples, write_dataset
 from megatron_codec.data.blend import Blend, parse_blend
 from megatron_codec.errors import UserError
+from megatron_codec.estimate import estimate
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training.batches import Loader
@@ -146,6 +147,23 @@ def test_how_long_a_run_is(prefixes, arguments, steps):
     command = ["--global-batch-size", "8", "--seq-length", "16", "--train-data-path", prefixes[0], *arguments]
     config = parse_pretrain(command)
     assert open_corpora(config).with_steps(config).training.train_iters == steps
+
+
+def test_as_many_steps_as_the_computation_is_for(prefixes):
+    """A run and a dry run agree, and the last step is the one that reaches the number."""
+    command = ["--global-batch-size", "8", "--seq-length", "16", "--train-data-path", prefixes[0]]
+    config = parse_pretrain([*command, "--train-flops", "1e14"])
+    corpora = open_corpora(config)
+    steps = corpora.with_steps(config).training.train_iters
+    num_tokens = Tokenizer.from_dict(corpora.tokenizer).num_tokens
+    dry = estimate(config, 1, num_tokens)
+    assert steps == dry.steps > 1
+    model = config.model
+    layers, wide, length = model.num_layers, model.hidden_size, model.seq_length
+    of_a_step = (6 * dry.parameters + 6 * layers * wide * length) * 8 * length
+    assert (steps - 1) * of_a_step < 1e14 <= steps * of_a_step
+    [fault] = parse_pretrain([*command, "--train-flops", "1e14", "--train-epochs", "2"]).faults(1)
+    assert "--train-epochs 2.0 --train-flops 100000000000000.0: only one of them" in str(fault)
 
 
 def test_the_schedule_is_judged_by_the_steps_that_the_data_give(prefixes):
