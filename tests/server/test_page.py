@@ -104,6 +104,19 @@ def test_a_picture_is_completed_from_the_line_on(real_server, visit, browser, ke
     assert page.complaints() == []
 
 
+def test_a_picture_larger_than_the_server_takes_is_made_small_before(visit, tmp_path):
+    file = tmp_path / "noise.png"
+    Image.effect_noise((500, 500), 100).save(file)
+    with serving(ScriptedLoop(), max_body_bytes=100_000) as server:
+        assert file.stat().st_size > 100_000
+        page = visit(server)
+        give(page, file)
+        assert page.evaluate("[picture.body.type, picture.body.size < 5000]") == ["image/png", True]
+        make(page, n=1)
+        page.wait(DONE)
+        assert page.evaluate("document.querySelector('#problem').hidden") and page.complaints() == []
+
+
 def test_the_line_is_moved_by_keys_mouse_and_finger(server, visit):
     page = visit(server, phone=True)
     give(page)
