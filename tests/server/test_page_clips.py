@@ -169,6 +169,28 @@ def test_what_is_no_video_is_refused(clip_server, visit, tmp_path):
     assert page.evaluate("document.querySelectorAll('.run').length") == 0
 
 
+def test_a_video_larger_than_the_server_takes_is_refused(material, upload, visit, tmp_path):
+    file = tmp_path / "long.mp4"
+    file.write_bytes(upload.read_bytes() + bytes(2**25))
+    with serving(ScriptedLoop(material=material)) as server:
+        page = visit(server)
+        page.choose("#file", file)
+        page.wait("!document.querySelector('#problem').hidden")
+        assert text(page, "#what") == "long.mp4 has 33.6 MB, more than the 16.8 MB that this server takes."
+        assert text(page, "#todo") == "Choose a smaller file."
+        assert page.evaluate("clip") is None and page.complaints() == []
+        # where the page has not known, the server's answer is shown
+        page.evaluate("model.largest = Infinity")
+        give(page, file)
+        make(page)
+        page.wait("!running && !document.querySelector('#problem').hidden")
+        assert text(page, "#what").startswith("The body is larger than 16777216 bytes")
+        assert text(page, "#todo") == "Choose a smaller file."
+        page.click("#remove")
+        make(page, n=1)
+        page.wait(DONE)
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1200])
 def test_it_fits_and_can_be_read(clip_server, visit, upload, width, dark):

@@ -31,6 +31,7 @@ def create_app(loop: EngineLoop, config: ServerConfig) -> FastAPI:
         lifespan=lifespan,
         responses=docs.ERRORS,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own page needs the internet
         redoc_url=None,
     )
     app.state.service = service
@@ -39,7 +40,7 @@ def create_app(loop: EngineLoop, config: ServerConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_exception_handler(ClientDisconnect, errors.on_client_left)
     app.add_exception_handler(Exception, errors.on_bug)
-    for part in (completions, megatron, images, videos, general):
+    for part in (completions, megatron, images, videos, general, docs):
         app.include_router(part.router)
     docs.describe(app)
     return app

@@ -34,45 +34,44 @@ async def complete(request: Request) -> Response:
     """Continues token ids, or bytes as characters U+2800 + byte."""
     service: Service = request.app.state.service
     completion = Completion(service, await read_json(request, CompletionBody))
+    await finish(request, completion.begin())
     if completion.body.stream:
         return Streamed(completion.chunks(), completion.generation.cancel)
     try:
         await finish(request, completion.generation.wait())
     finally:
         completion.generation.cancel()
-    return Json(completion.whole())
+    return await service.in_thread(lambda: Json(completion.whole()))
 
 
 class Completion:
-    """One request, begun, and what is answered. Raises ApiError where it asks for what cannot be."""
+    """One request, and what is answered. Raises ApiError where it asks for what cannot be."""
 
     def __init__(self, service: Service, body: CompletionBody):
         self.service, self.body = service, body
         self.model = service.check_model(body.model)
         self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        tokenizer = service.engine.tokenizer
+
+    async def begin(self) -> None:
+        """Begins to sample. Raises ApiError, as `Service.submit` does too."""
+        service, body = self.service, self.body
         try:
             strings = [body.stop] if isinstance(body.stop, str) else body.stop
             strings = tuple(to_bytes(string, "stop") for string in strings)
-            self.prompts = [
-                [tokenizer.bos, *tokenizer.encode_to_list(to_bytes(prompt, "prompt"))]
-                if isinstance(prompt, str)
-                else prompt
-                for prompt in _several(body.prompt)
-            ]
+            self.prompts = await service.in_thread(self._encoded)
         except UserError as error:
             raise from_user_error(error) from None
-        self.stops = Stops(tuple(filter(None, strings)), show=body.include_stop_str_in_output)
+        stops = Stops(tuple(filter(None, strings)), show=body.include_stop_str_in_output)
         sampling = service.sampling(
             body,
             stop_token_ids=tuple(body.stop_token_ids),
             logprobs=body.logprobs or 0,
             prompt_logprobs=body.echo and (body.logprobs is not None or body.max_tokens == 0),
         )
-        self.generation: Generation = service.submit(self.prompts, sampling, self.stops, live=body.stream)
+        self.generation: Generation = await service.submit(self.prompts, sampling, stops, live=body.stream)
 
     def whole(self) -> dict[str, Any]:
-        """The answer, when all has ended."""
+        """The answer, when all has ended. Takes long; to be called in a thread."""
         choices = [self._choice(sample, Sent()) for sample in self.generation.samples]
         return self._envelope(choices) | {"usage": self._usage()}
 
@@ -86,15 +85,31 @@ class Completion:
         while sent:
             seen = generation.look()
             for sample, before in list(sent.items()):
-                if len(sample.token_ids) > before.tokens or sample.finish_reason is not None:
-                    yield sse(self._envelope([self._choice(sample, before)]) | usage)
-                    if sample.finish_reason is not None:
-                        del sent[sample]
+                # Asked once: while a chunk is sent, the sample may come to its end.
+                ended = sample.finish_reason is not None
+                if ended and self.body.return_image:
+                    choice = await self.service.in_thread(self._choice, sample, before)
+                elif ended or len(sample.token_ids) > before.tokens:
+                    choice = self._choice(sample, before)
+                else:
+                    continue
+                if ended:
+                    del sent[sample]
+                yield sse(self._envelope([choice]) | usage)
             if sent:
                 await generation.change(seen)
         if with_usage:
             yield sse(self._envelope([]) | {"usage": self._usage()})
         yield DONE
+
+    def _encoded(self) -> list[list[int]]:
+        tokenizer = self.service.engine.tokenizer
+        return [
+            [tokenizer.bos, *tokenizer.encode_to_list(to_bytes(prompt, "prompt"))]
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in _several(self.body.prompt)
+        ]
 
     def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -1,14 +1,28 @@
-"""The OpenAPI document: bodies are read by the server's own code, so they are described here."""
+"""The OpenAPI document, and a page that shows it.
 
+Bodies are read by the server's own code, so they are described here. FastAPI's own page takes Swagger UI from
+a CDN, which a cluster may not reach; its files come from the package `fastapi-offline` instead.
+"""
+
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from megatron_codec.inference.server import protocol
-from megatron_codec.inference.server.errors import ErrorReply
+from megatron_codec.inference.server.errors import ApiError, ErrorReply
 
+router = APIRouter(include_in_schema=False)
+_SWAGGER = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+_NOTHING_FROM_OUTSIDE = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline'"
+)
 _REF = "#/components/schemas/{model}"
 BODIES: tuple[type[BaseModel], ...] = (
     protocol.CompletionBody,
@@ -30,6 +44,32 @@ def takes(json: type[BaseModel], form: type[BaseModel] | None = None) -> dict[st
     """Arguments of a route that reads such a body."""
     content = {"application/json": _schema(json)} | ({"multipart/form-data": _schema(form)} if form else {})
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
+
+
+@router.get("/docs")
+async def docs_page() -> Response:
+    """The routes, to read and to try."""
+    page = get_swagger_ui_html(
+        # Relative, for a server that a proxy shows under another path.
+        openapi_url="openapi.json",
+        title="megatron_codec: routes",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="data:,",
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+    page.headers["content-security-policy"] = _NOTHING_FROM_OUTSIDE
+    return page
+
+
+@router.get("/docs/{name}")
+async def docs_file(name: str) -> Response:
+    """A file of Swagger UI."""
+    for file, kind in _SWAGGER.items():  # the name is compared, and never a path
+        if file == name:
+            folder = Path(str(files("fastapi_offline").joinpath("static")))
+            return FileResponse(folder / file, media_type=kind)
+    raise ApiError(404, "the page has no such file")
 
 
 def describe(app: FastAPI) -> None:

@@ -84,6 +84,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "created": service.created,
         "owned_by": "megatron_codec",
         "max_model_len": engine.config.seq_length,
+        "max_body_bytes": service.config.max_body_bytes,
         "codec": engine.codec.to_dict(),
         "num_tokens": engine.tokenizer.num_tokens,
         "bos": engine.tokenizer.bos,

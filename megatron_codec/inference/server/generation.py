@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+from megatron_codec.inference.engine import Engine
 from megatron_codec.inference.loop import EngineLoop
 from megatron_codec.inference.requests import Event, Request
 from megatron_codec.inference.sampling import Sampling
@@ -173,15 +174,22 @@ class Generation:
         self._waiting: set[asyncio.Future[None]] = set()
         self._done = asyncio.Event()
 
-    def submit(self, loop: EngineLoop, mailbox: Mailbox, vocabulary: Vocabulary, observer: Observer) -> None:
-        """Hands all prompts to the engine, or none. Raises UserError as `EngineLoop.submit` does."""
-        self._loop, self._vocabulary, self._observer, self._mailbox = loop, vocabulary, observer, mailbox
+    def prepare(self, engine: Engine, mailbox: Mailbox) -> None:
+        """Makes the engine's requests. Takes long; to be called in a thread. Raises UserError as
+        `Engine.request` does."""
+        self._mailbox = mailbox
+        for number, prompt in enumerate(self.prompts):
+            sampling, limit = self.sampling, self.max_tokens[number]
+            if limit is not None:
+                sampling = replace(sampling, max_tokens=limit)
+            self.requests.append(engine.request(prompt, sampling, partial(mailbox.put, self, number)))
+
+    def submit(self, loop: EngineLoop, vocabulary: Vocabulary, observer: Observer) -> None:
+        """Hands all prompts to the engine, or none. Raises UserError as `EngineLoop.take` does."""
+        self._loop, self._vocabulary, self._observer = loop, vocabulary, observer
         try:
-            for number, prompt in enumerate(self.prompts):
-                sampling, limit = self.sampling, self.max_tokens[number]
-                if limit is not None:
-                    sampling = replace(sampling, max_tokens=limit)
-                self.requests.append(loop.submit(prompt, sampling, partial(mailbox.put, self, number)))
+            for request in self.requests:
+                loop.take(request)
         except BaseException:
             self.cancel()
             raise

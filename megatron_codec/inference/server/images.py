@@ -12,7 +12,7 @@ from megatron_codec.codecs import AvcCodec, JpegCodec
 from megatron_codec.inference.server.bodies import read_edit, read_json
 from megatron_codec.inference.server.docs import takes
 from megatron_codec.inference.server.errors import ApiError
-from megatron_codec.inference.server.making import Making, answer, stream_of
+from megatron_codec.inference.server.making import Making, answer, prompt_of
 from megatron_codec.inference.server.pictures import Painter, encode_upload
 from megatron_codec.inference.server.protocol import EditBody, EditFields, EditForm, ImageBody
 from megatron_codec.inference.server.replies import CancelReply, ImagesReply
@@ -36,8 +36,7 @@ async def edits(request: Request) -> Response:
     """Keeps the first part of a picture and makes the rest anew."""
     service = _service(request)
     body, data = await read_edit(request, "image", EditBody, EditFields)
-    stream = await stream_of(request, encode_upload, data)
-    prompt = service.engine.prompt_ids(stream, body.prompt_ratio)
+    prompt = await prompt_of(request, encode_upload, data, body.prompt_ratio)
     return await answer(request, Making(service, body, prompt, "image_edit"))
 
 

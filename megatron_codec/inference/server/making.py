@@ -4,7 +4,7 @@ import asyncio
 import mimetypes
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -16,11 +16,9 @@ from megatron_codec.inference.server.protocol import ImageBody
 from megatron_codec.inference.server.responses import Json, Streamed, finish, sse
 from megatron_codec.inference.server.service import Service
 
-Result = TypeVar("Result")
-
 
 class Making:
-    """The pictures or clips of one request, begun. Raises ApiError where it asks for what cannot be.
+    """The pictures or clips of one request. Raises ApiError where it asks for what cannot be.
 
     Args:
         prompt: ids of the part that is given.
@@ -34,8 +32,13 @@ class Making:
         self.size = _size(self.codec)
         if body.size not in ("auto", self.size):
             raise ApiError(400, f"size: the model makes files of {self.size} pixels only", "size")
-        self.prompt, prefix = prompt, service.vocabulary.join(prompt)
-        self.generation = service.submit([prompt], service.sampling(body), live=body.stream)
+        self.prompt = prompt
+
+    async def begin(self) -> None:
+        """Begins to sample. Raises ApiError as `Service.submit` does."""
+        service, body = self.service, self.body
+        prefix = service.vocabulary.join(self.prompt)
+        self.generation = await service.submit([self.prompt], service.sampling(body), live=body.stream)
         self.pictures = [
             Picture(self.generation, sample, self.codec, prefix) for sample in self.generation.samples
         ]
@@ -91,10 +94,8 @@ class Making:
         return {"size": self.size, "output_format": mimetypes.types_map.get(self.codec.file_suffix, "/")[6:]}
 
     async def _result(self, picture: Picture) -> dict[str, Any]:
-        if isinstance(self.codec, AvcCodec):  # a damaged clip is decoded and encoded anew
-            result = await _in_thread(self.service, picture.result)
-        else:
-            result = picture.result()
+        # A damaged clip is decoded and encoded anew, and codes of a VQ codec pass a network.
+        result = await self.service.in_thread(picture.result)
         self.service.metrics.picture(result["valid"], picture.sample.redrawn)
         return result
 
@@ -110,6 +111,7 @@ class Making:
 
 async def answer(request: Request, making: Making) -> Response:
     """The files, in one answer or as events; a client that leaves ends them."""
+    await finish(request, making.begin())
     if making.body.stream:
         return Streamed(making.events(), making.generation.cancel)
     try:
@@ -119,15 +121,21 @@ async def answer(request: Request, making: Making) -> Response:
     return Json(await making.whole())
 
 
-async def stream_of(request: Request, encode: Callable[[bytes, Any, int], bytes], data: bytes) -> bytes:
-    """The stream of an uploaded file, encoded in a thread. Raises ApiError as `encode` does."""
+async def prompt_of(
+    request: Request, encode: Callable[[bytes, Any, int], bytes], data: bytes, ratio: float
+) -> list[int]:
+    """The prompt for the first part of an uploaded file, which is encoded in a thread. Raises ApiError as
+    `encode` does."""
     service: Service = request.app.state.service
-    codec, most = service.engine.codec, service.config.max_upload_pixels
-    return await finish(request, _in_thread(service, encode, data, codec, most))
+    engine, most = service.engine, service.config.max_upload_pixels
 
+    def encoded() -> list[int]:
+        return engine.prompt_ids(encode(data, engine.codec, most), ratio)
 
-async def _in_thread(service: Service, call: Callable[..., Result], *arguments: Any) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(service.threads, call, *arguments)
+    async def in_thread() -> list[int]:
+        return await asyncio.get_running_loop().run_in_executor(service.uploads, encoded)
+
+    return await finish(request, in_thread())
 
 
 def _size(codec: Codec) -> str:

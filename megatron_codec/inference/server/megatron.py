@@ -30,19 +30,23 @@ async def generate(request: Request) -> Response:
     """Continues bytes as characters U+2800 + byte. The answer has the prompts in front."""
     service: Service = request.app.state.service
     body = await read_json(request, MegatronBody)
-    generation = _begin(service, body)
+    generation = await finish(request, _begin(service, body))
     try:
         await finish(request, generation.wait())
     finally:
         generation.cancel()
-    return Json(_answer(service, body, generation))
+    return await service.in_thread(lambda: Json(_answer(service, body, generation)))
 
 
-def _begin(service: Service, body: MegatronBody) -> Generation:
+async def _begin(service: Service, body: MegatronBody) -> Generation:
     tokenizer = service.engine.tokenizer
     bos = [tokenizer.bos] if body.add_BOS else []
+
+    def encoded() -> list[list[int]]:
+        return [bos + tokenizer.encode_to_list(to_bytes(text, "prompts")) for text in body.prompts]
+
     try:
-        prompts = [bos + tokenizer.encode_to_list(to_bytes(text, "prompts")) for text in body.prompts]
+        prompts = await service.in_thread(encoded)
         if not all(prompts):
             raise UserError("prompts with an empty one", "need something to begin with", "set add_BOS")
     except UserError as error:
@@ -56,7 +60,7 @@ def _begin(service: Service, body: MegatronBody) -> Generation:
         seed=None if body.random_seed == -1 else body.random_seed,
     )
     scored = body.logprobs or body.tokens_to_generate == 0
-    return service.submit(prompts, service.sampling(settings, prompt_logprobs=scored))
+    return await service.submit(prompts, service.sampling(settings, prompt_logprobs=scored))
 
 
 def _answer(service: Service, body: MegatronBody, generation: Generation) -> dict[str, Any]:

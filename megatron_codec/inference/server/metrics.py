@@ -45,7 +45,7 @@ class EngineCollector(Collector):
 
 
 class Metrics:
-    """Counts of one server. Used on the server's thread only."""
+    """Counts of one server; any thread may count."""
 
     def __init__(self, loop: EngineLoop):
         self.registry = CollectorRegistry()

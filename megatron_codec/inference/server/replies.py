@@ -114,6 +114,7 @@ class ModelItem(BaseModel):
     created: int
     owned_by: str
     max_model_len: int
+    max_body_bytes: int  # of a request on this server
     codec: dict
     num_tokens: int
     bos: int

@@ -1,11 +1,13 @@
 """What the routes of one server share: the engine's loop, vocabulary, metrics, and what may be asked for."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 from megatron_codec.errors import UserError
 from megatron_codec.inference.loop import EngineLoop
@@ -18,6 +20,8 @@ from megatron_codec.inference.server.protocol import GREEDY, Continuing
 from megatron_codec.inference.server.settings import ServerConfig
 from megatron_codec.inference.server.text import Vocabulary
 
+Result = TypeVar("Result")
+
 
 class Service:
     """Made once a server.
@@ -25,7 +29,9 @@ class Service:
     Attributes:
         closing: whether the server is shutting down.
         created: when it started.
-        threads: where uploaded pictures are decoded; few, since each may take much memory.
+        threads: where `in_thread` calls; few, since the engine needs the interpreter's lock more.
+        uploads: where uploaded files are decoded, so that nothing else waits for them; few, since each may
+            take much memory.
     """
 
     def __init__(self, loop: EngineLoop, config: ServerConfig):
@@ -33,7 +39,8 @@ class Service:
         self.vocabulary = Vocabulary(self.engine.tokenizer)
         self.metrics = Metrics(loop)
         self.pictures = Pictures(config.picture_seconds)
-        self.threads = ThreadPoolExecutor(2, thread_name_prefix="picture")
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix="worker")
+        self.uploads = ThreadPoolExecutor(2, thread_name_prefix="upload")
         self.closing, self.created = False, int(time.time())
 
     @cached_property
@@ -86,14 +93,21 @@ class Service:
         except UserError as error:
             raise from_user_error(error) from None
 
-    def submit(
+    async def in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """What a call returns that takes long: on the server's own thread all clients would wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+
+    async def submit(
         self,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         stops: Stops | None = None,
         live: bool = False,
     ) -> Generation:
-        """Begins to sample. Raises ApiError: too many samples, or what `EngineLoop.submit` refuses."""
+        """Begins to sample. Raises ApiError: too many samples, or what `EngineLoop.submit` refuses.
+
+        Nothing has begun where it is cancelled.
+        """
         if len(prompts) * sampling.n > self.config.max_n:
             asked = f"{len(prompts)} prompts x n {sampling.n}" if len(prompts) > 1 else f"n {sampling.n}"
             raise ApiError(400, f"{asked}: at most {self.config.max_n} samples a request on this server", "n")
@@ -102,7 +116,8 @@ class Service:
         if sampling.max_tokens is None and self.config.max_tokens is not None:
             generation.max_tokens = [self._limit(len(prompt)) for prompt in prompts]
         try:
-            generation.submit(self.loop, self.mailbox, self.vocabulary, self.metrics)
+            await self.in_thread(generation.prepare, self.engine, self.mailbox)
+            generation.submit(self.loop, self.vocabulary, self.metrics)
         except UserError as error:
             raise from_user_error(error) from None
         return generation
@@ -114,4 +129,5 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.threads, self.uploads):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -10,7 +10,7 @@ from megatron_codec.codecs import AvcCodec
 from megatron_codec.inference.server.bodies import read_edit, read_json
 from megatron_codec.inference.server.docs import takes
 from megatron_codec.inference.server.errors import ApiError
-from megatron_codec.inference.server.making import Making, answer, stream_of
+from megatron_codec.inference.server.making import Making, answer, prompt_of
 from megatron_codec.inference.server.protocol import VideoBody, VideoEditBody, VideoEditFields, VideoEditForm
 from megatron_codec.inference.server.replies import ImagesReply
 from megatron_codec.inference.server.service import Service
@@ -36,8 +36,7 @@ async def video_edits(request: Request) -> Response:
     given = codec.frames * 2 // 3 if body.prompt_frames is None else body.prompt_frames
     if given > codec.frames:
         raise ApiError(400, f"prompt_frames: a clip of this model has {codec.frames} frames", "prompt_frames")
-    stream = await stream_of(request, encode_upload, data)
-    prompt = service.engine.prompt_ids(stream, given / codec.frames)
+    prompt = await prompt_of(request, encode_upload, data, given / codec.frames)
     return await answer(request, Making(service, body, prompt, "video_edit"))
 
 

@@ -25,6 +25,12 @@ function describeClips(id, settings, context) {
 }
 
 function takeClip(file) {
+  if (file.size > model.largest) {
+    const mb = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+    const problem = `${file.name || "This"} has ${mb(file.size)}, more than the ${mb(model.largest)} that `
+      + "this server takes.";
+    return show(new Problem(413, problem));
+  }
   show(null);
   if (clip) URL.revokeObjectURL(clip.url);
   const frames = clip?.frames ?? Math.floor((model.frames * 2) / 3);

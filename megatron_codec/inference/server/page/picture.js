@@ -58,7 +58,8 @@ async function takePicture(file) {
   context.drawImage(bitmap, left, top, square, square, 0, 0, size, size);
   const png = () => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   // The file itself, if the server reads its kind; the square, if not, or if it is large.
-  const fits = TAKEN.includes(file.type) && file.size < 8e6 && bitmap.width * bitmap.height < 4e7;
+  const small = file.size <= Math.min(8e6, model.largest) && bitmap.width * bitmap.height < 4e7;
+  const fits = TAKEN.includes(file.type) && small;
   const units = picture?.units ?? Math.floor(model.patches / model.unit / 2);
   picture = { file, body: fits ? file : await png(), units };
   picture.url = canvas.toDataURL("image/jpeg", model.quality / 100); // as the codec sees it

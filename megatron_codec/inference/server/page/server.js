@@ -7,6 +7,7 @@ const DOT = " \u00b7 ";
 // What the codec makes, until the server has told.
 const model = {
   name: "", known: false, clips: false, side: 256, quality: 25, row: 16, patches: 256, unit: 8,
+  largest: 16e6, // bytes of a file that the server takes
 };
 
 class Problem extends Error {
@@ -72,7 +73,8 @@ function setState(state, text) {
 
 async function describe() {
   const { data } = await (await call("v1/models")).json();
-  const { id, codec, max_model_len: context } = data[0];
+  const { id, codec, max_model_len: context, max_body_bytes: body } = data[0];
+  model.largest = body - 8192; // the settings go along with the file
   if (codec?.name === "avc") return describeClips(id, codec.settings, context);
   const side = codec?.settings?.image_size ?? model.side, row = Math.max(1, Math.floor(side / 16));
   // Prompts may end after 8 patches where a row has a multiple of 8, else after each.
