@@ -35,22 +35,8 @@ if [ -n "$PICTURES" ]; then
     TRAIN_INPUT=(--input "$PICTURES" --subset train --hold-out 0.1)
     TEST_INPUT=(--input "$PICTURES" --subset test --hold-out 0.1)
 else
-    DATA=data/fashion-mnist/usr/share/datasets/fashion-mnist
-    if [ ! -f "$DATA/t10k-images-idx3-ubyte.gz" ]; then
-        step "fetching dataset-fashion-mnist (31 MB, MIT) from Debian's archive; needs no root"
-        if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
-            echo "error: apt-get and dpkg-deb are needed to fetch the example pictures; on another system give" \
-                "a folder of your own: bash examples/quickstart.sh path/to/pictures" >&2
-            exit 2
-        fi
-        mkdir -p data/download
-        if ! (cd data/download && apt-get -qq download dataset-fashion-mnist 2>/dev/null); then
-            echo "error: apt-get could not download dataset-fashion-mnist: 'apt-get update' first, or give" \
-                "a folder of your own: bash examples/quickstart.sh path/to/pictures" >&2
-            exit 2
-        fi
-        dpkg-deb -x data/download/dataset-fashion-mnist_*.deb data/fashion-mnist
-    fi
+    # shellcheck source=examples/fashion_mnist.sh
+    source examples/fashion_mnist.sh
     CODEC_ARGS+=(--geometry pad)
     TRAIN_INPUT=(--input "$DATA/train-images-idx3-ubyte.gz")
     TEST_INPUT=(--input "$DATA/t10k-images-idx3-ubyte.gz")

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_codec.config import PretrainConfig
+from megatron_codec.estimate.flops import model_parameters, token_flops
 from megatron_codec.evaluation.classes import compare_classes
 from megatron_codec.evaluation.completers import Completer
 from megatron_codec.evaluation.distances import rank_problem
@@ -22,6 +24,7 @@ from megatron_codec.evaluation.features import Extractor, metric_names
 from megatron_codec.evaluation.measure import measure, over_seeds
 from megatron_codec.evaluation.originals import Originals, read_originals
 from megatron_codec.evaluation.sets import Made, Sets, key_of
+from megatron_codec.tokenizer import Tokenizer
 
 PART = 256  # pictures that are made at a time: what is lost when a run is stopped
 
@@ -187,12 +190,20 @@ def _warnings(config: EvaluateConfig, originals: Originals, extractor: Extractor
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    description = checkpoint.description
+    config = PretrainConfig(model=description.model)
+    rows = config.model.padded_vocab_size(Tokenizer.from_dict(description.tokenizer).num_tokens)
+    tokens = description.consumed_samples * description.model.seq_length
     return {
         "name": checkpoint.name,
         "folder": str(checkpoint.path),
-        "iteration": checkpoint.description.iteration,
+        "iteration": description.iteration,
         "sha256": checkpoint.identity["checkpoint_sha256"],
         "codec": checkpoint.codec.to_dict(),
+        "model": asdict(description.model),
+        "parameters": model_parameters(config, rows),
+        "tokens": tokens,  # of training
+        "flops": tokens * token_flops(config, rows).causal,
     }
 
 

@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# The paper's comparison made small: JPEG-LM, VQ transformer and pixel model, the same Llama, as much computation
+# for each, on Fashion-MNIST at 32x32, compared by completions of held-out pictures. Hours on two CPU cores.
+#
+#   bash examples/reproduce_small.sh              # all stages, one after the other
+#   bash examples/reproduce_small.sh compare      # three codecs: prompts at three ratios, from nothing, half size
+#   bash examples/reproduce_small.sh scale        # JPEG-LM in three sizes and for three lengths of training
+#   bash examples/reproduce_small.sh quality      # JPEG-LM at other JPEG qualities
+#   bash examples/reproduce_small.sh report       # docs/reproduction.md from what is there
+#
+# FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), NUM_SAMPLES=1000 compares so
+# many pictures (200 by default). Stopped at any moment, the same command goes on where it was; all is kept in
+# runs/reproduction, or in RUN.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+STAGES=("$@")
+[ ${#STAGES[@]} -gt 0 ] || STAGES=(compare scale quality report)
+for stage in "${STAGES[@]}"; do
+    case "$stage" in
+        compare | scale | quality | report) ;;
+        -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "error: $stage: is not known; use compare, scale, quality or report" >&2; exit 2 ;;
+    esac
+done
+
+source requirements/install.sh dev
+source examples/fashion_mnist.sh
+RUN="${RUN:-runs/reproduction}"
+FLOPS="${FLOPS:-5e14}"
+NUM_SAMPLES="${NUM_SAMPLES:-200}"
+mkdir -p "$RUN"
+step() { echo; echo "== $*"; }
+
+TRAIN_INPUT=(--input "$DATA/train-images-idx3-ubyte.gz" --geometry pad)
+TEST_INPUT=(--input "$DATA/t10k-images-idx3-ubyte.gz" --geometry pad)
+# Six layers of 256; many small batches, from which a small model learns most.
+SHAPE=(--num-layers 6 --hidden-size 256 --ffn-hidden-size 768 --num-attention-heads 4)
+SCHEDULE=(--micro-batch-size 6 --global-batch-size 6 --lr 2e-3 --min-lr 2e-4 --lr-warmup-iters 100 --bf16)
+
+# dataset NAME TOOL FLAGS...: RUN/NAME/{train,test}, from the tokenizer RUN/NAME/tokenizer.json
+dataset() {
+    local name="$1" tool="$2" part input
+    shift 2
+    for part in train test; do
+        if [ ! -f "$RUN/$name/$part.json" ]; then
+            step "writing the dataset $RUN/$name/$part"
+            if [ "$part" = train ]; then input=("${TRAIN_INPUT[@]}"); else input=("${TEST_INPUT[@]}"); fi
+            python "tools/$tool" "${input[@]}" "$@" --tokenizer "$RUN/$name/tokenizer.json" \
+                --output-prefix "$RUN/$name/$part"
+        fi
+    done
+}
+
+# jpeg_dataset NAME QUALITY
+jpeg_dataset() {
+    local codec=(--image-size 32 --quality "$2" --remove-head)
+    if [ ! -f "$RUN/$1/tokenizer.json" ]; then
+        step "training a vocabulary of 320 entries for JPEG at quality $2"
+        python tools/train_tokenizer.py --codec jpeg "${TRAIN_INPUT[@]}" "${codec[@]}" --vocab-size 320 \
+            --num-samples 10000 --output "$RUN/$1/tokenizer.json"
+    fi
+    dataset "$1" preprocess_jpeg.py "${codec[@]}"
+}
+
+# train NAME DATASET FLOPS FLAGS...: RUN/models/NAME
+train() {
+    local name="$1" data="$2" flops="$3" folder="$RUN/models/$1"
+    shift 3
+    step "training $folder"
+    python tools/pretrain.py "${SHAPE[@]}" "${SCHEDULE[@]}" ${flops:+--train-flops "$flops"} "$@" \
+        --train-data-path "$RUN/$data/train" --valid-data-path "$RUN/$data/test" \
+        --save "$folder" --load "$folder" --save-interval 500 \
+        --eval-interval 2000 --eval-iters 100 --log-interval 100
+}
+
+# evaluate NAME MODELS... -- FLAGS...: RUN/evaluations/NAME
+evaluate() {
+    local name="$1" models=()
+    shift
+    while [ "$1" != -- ]; do
+        models+=("$RUN/models/$1")
+        shift
+    done
+    shift
+    step "evaluating $RUN/evaluations/$name"
+    python tools/evaluate.py --load "${models[@]}" --data "${TEST_INPUT[1]}" --geometry pad \
+        --num-samples "$NUM_SAMPLES" --top-k 40 --top-p 0.9 --output "$RUN/evaluations/$name" "$@"
+}
+
+jpeg_dataset jpeg 25
+for stage in "${STAGES[@]}"; do
+    case "$stage" in
+        compare)
+            if [ ! -f "$RUN/vq.json" ]; then
+                step "training the VQ-VAE"
+                python tools/train_vq.py "${TRAIN_INPUT[@]}" --image-size 32 --num-codes 512 --steps 2000 \
+                    --num-samples 60000 --output "$RUN/vq"
+            fi
+            mkdir -p "$RUN/codes" "$RUN/pixels"
+            cp "$RUN/vq.json" "$RUN/codes/tokenizer.json"
+            dataset codes preprocess_images.py
+            if [ ! -f "$RUN/pixels/tokenizer.json" ]; then
+                step "finding the colours of the pixel model"
+                python tools/train_palette.py "${TRAIN_INPUT[@]}" --image-size 32 --num-colors 512 \
+                    --output "$RUN/pixels/tokenizer.json"
+            fi
+            dataset pixels preprocess_images.py
+            train jpeg jpeg "$FLOPS" --seq-length 304
+            train vq codes "$FLOPS" --seq-length 304
+            # A picture has 1,024 tokens: 2 x 1,026 are about as many as 6 x 304.
+            train pixels pixels "$FLOPS" --seq-length 1026 --micro-batch-size 2 --global-batch-size 2
+            evaluate compare jpeg vq pixels -- --ratios 0 0.25 0.5 0.75
+            evaluate half-size jpeg vq pixels -- --ratios 0.5 --half-size
+            ;;
+        scale)
+            half="$(python -c "print($FLOPS / 2)")" quarter="$(python -c "print($FLOPS / 4)")"
+            train jpeg jpeg "$FLOPS" --seq-length 304
+            train jpeg-half jpeg "$half" --seq-length 304
+            train jpeg-quarter jpeg "$quarter" --seq-length 304
+            # The same tokens as `jpeg` for smaller models: its steps, not its computation.
+            steps="$(cat "$RUN/models/jpeg/latest_checkpointed_iteration.txt")"
+            train jpeg-4x128 jpeg "" --train-iters "$steps" --seq-length 304 --num-layers 4 --hidden-size 128 \
+                --ffn-hidden-size 384 --num-attention-heads 2
+            train jpeg-2x64 jpeg "" --train-iters "$steps" --seq-length 304 --num-layers 2 --hidden-size 64 \
+                --ffn-hidden-size 192 --num-attention-heads 1
+            evaluate scale jpeg jpeg-half jpeg-quarter jpeg-4x128 jpeg-2x64 -- --ratios 0 0.5
+            ;;
+        quality)
+            train jpeg jpeg "$FLOPS" --seq-length 304
+            for quality in 10 50; do
+                jpeg_dataset "jpeg-q$quality" "$quality"
+                train "jpeg-q$quality" "jpeg-q$quality" "$FLOPS" --seq-length 304
+            done
+            evaluate quality jpeg jpeg-q10 jpeg-q50 -- --ratios 0 0.5
+            ;;
+        report)
+            python tools/report_reproduction.py --run "$RUN" --output docs/reproduction.md
+            ;;
+    esac
+done

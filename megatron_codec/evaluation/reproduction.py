@@ -1,0 +1,303 @@
+"""The report of examples/reproduce_small.sh: the paper's comparison made small, from what its stages left.
+
+RUN/evaluations/compare/  half-size/  scale/  quality/     folders of tools/evaluate.py
+RUN/models/NAME/metrics.jsonl                              of training
+"""
+
+import json
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_codec.errors import UserError
+from megatron_codec.evaluation.document import Document
+from megatron_codec.files import whole_file
+
+_COMMAND = "bash examples/reproduce_small.sh"
+# What the models of the stage `compare` are called, first the one that the others are compared with.
+MODELS = {"jpeg": "JPEG-LM", "vq": "VQ transformer", "pixels": "pixel model"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What tools/evaluate.py found.
+
+    Attributes:
+        folder: of its report.
+        results: its results.json.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Path, name: str) -> "Stage | None":
+        """A stage that has ended, or None.
+
+        Raises:
+            UserError: its results are damaged.
+        """
+        folder = run / "evaluations" / name
+        path = folder / "results.json"
+        if not path.exists():
+            return None
+        try:
+            return cls(folder, json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{path}", f"cannot be read ({error})", f"run {_COMMAND} again") from error
+
+    @property
+    def ratios(self) -> list[float]:
+        """Prompt ratios."""
+        return list(dict.fromkeys(row["ratio"] for row in self.results["rows"]))
+
+    @property
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """What is known of each model, by its name."""
+        return {checkpoint["name"]: checkpoint for checkpoint in self.results["checkpoints"]}
+
+    def number(self, name: str, ratio: float, what: str = "frechet") -> dict[str, Any] | None:
+        """Mean and deviation of a row; `name` is a model's or a reference's."""
+        for row in self.results["rows"]:
+            # "model (jpeg), top-k 40, top-p 0.9"
+            its_name = row["completer"].partition("model (")[2].partition(")")[0] or row["completer"]
+            if (its_name, row["ratio"]) == (name, ratio):
+                return row["numbers"].get(what)
+        return None
+
+    @property
+    def references(self) -> list[str]:
+        """The rows that are no models."""
+        names = [row["completer"] for row in self.results["rows"]]
+        return list(dict.fromkeys(name for name in names if not name.startswith("model (")))
+
+
+def write_reproduction(run: Path, output: Path) -> list[str]:
+    """Writes the report and its pictures.
+
+    Args:
+        run: folder of examples/reproduce_small.sh.
+        output: the Markdown file; pictures go into the folder `images` beside it.
+
+    Returns:
+        The plain answer, a sentence for each prompt ratio.
+
+    Raises:
+        UserError: the stage `compare` has not ended.
+    """
+    stage = Stage.read(run, "compare")
+    if stage is None:
+        raise UserError(f"{run}", "has no finished comparison", f"run {_COMMAND} compare")
+    document = Document("The paper's comparison in small", output.parent)
+    answers = answer(stage)
+    _beginning(document, stage, answers)
+    _models(document, stage, run, output)
+    _distances(document, stage, output)
+    for name, write in (("half-size", _half_size), ("scale", _scale), ("quality", _quality)):
+        other = Stage.read(run, name)
+        if other is not None:
+            write(document, other)
+    with whole_file(output, "w") as stream:
+        stream.write(document.markdown())
+    return answers
+
+
+def answer(stage: Stage) -> list[str]:
+    """How far JPEG-LM's distance is from that of each baseline, a sentence for each ratio."""
+    sentences = []
+    first, *others = MODELS
+    for ratio in stage.ratios:
+        ours, parts = stage.number(first, ratio), []
+        for name in others:
+            theirs = stage.number(name, ratio)
+            if ours is None or theirs is None:
+                continue
+            change = ours["mean"] / theirs["mean"] - 1
+            # Three deviations of the difference: what sampling alone hardly does.
+            noise = 3 * ((ours["deviation"] or 0) ** 2 + (theirs["deviation"] or 0) ** 2) ** 0.5
+            apart = abs(ours["mean"] - theirs["mean"]) > noise
+            where = f"{abs(change):.0%} {'below' if change < 0 else 'above'}" if apart else "not apart from"
+            parts.append(f"{where} that of the {MODELS[name]}")
+        which = f"At prompt ratio {ratio:g}" if ratio else "From nothing"
+        sentences.append(f"{which} the distance of {MODELS[first]} is {' and '.join(parts)}.")
+    return sentences
+
+
+def _beginning(document: Document, stage: Stage, answers: Sequence[str]) -> None:
+    settings = stage.results["settings"]
+    document.paragraph(
+        f"Written by `{_COMMAND}`, which trains each model, and `{_COMMAND} report`, which writes this page. "
+        "Three models on Fashion-MNIST at 32x32 (60,000 pictures to train on; the colour pipeline is that of "
+        f"any picture), the same Llama, as much computation for each; {stage.results['pictures']} held-out "
+        f"pictures are completed with {settings['seeds']} seeds (top-k {settings['top_k'][0]}, top-p "
+        f"{settings['top_p'][0]:g}). {stage.results['names']['frechet']}: lower is nearer to the real ones."
+    )
+    document.heading("The answer at this scale")
+    document.paragraph(
+        "The paper, with 7B models and FID, reports JPEG-LM 31% below the VQ transformer on average over its "
+        "partial-prompt tables. Here:"
+    )
+    document.paragraph("\n".join(f"- {sentence}" for sentence in answers))
+    for warning in stage.results["warnings"]:
+        document.warning(warning)
+
+
+def _models(document: Document, stage: Stage, run: Path, output: Path) -> None:
+    document.heading("The models")
+    document.table(_MODEL_HEAD, [_model_row(MODELS[name], stage, name) for name in MODELS])
+    document.paragraph(
+        "Computation counts the causal half of attention. Bits a pixel are of each codec's own streams: a "
+        "codec that keeps less has less to predict. The network of the VQ codec was trained before, and that "
+        "computation is not counted."
+    )
+    curves = {MODELS[name]: _curve(run, stage.checkpoints[name]) for name in MODELS}
+    _plot_curves(curves, output.parent / "images" / "reproduction-loss.png")
+    document.picture("images/reproduction-loss.png", "Held-out bits a picture over computation")
+
+
+def _distances(document: Document, stage: Stage, output: Path) -> None:
+    names = stage.results["names"]
+    document.heading("Codecs")
+    rows = [
+        [name.removeprefix("original, ")]
+        + [_cell(stage.number(name, stage.ratios[0], what), form) for what, form in _CODEC_NUMBERS]
+        for name in stage.references
+        if name.startswith("original, ")
+    ]
+    document.table(["originals through", "PSNR, dB", "bytes a picture", names["frechet"]], rows)
+    _keep(document, stage.folder / "codecs.png", output, "Originals, and what the codecs leave of them")
+    document.heading("Distances")
+    for what, form in (("frechet", ".1f"), ("precision", ".3f"), ("recall", ".3f")):
+        document.paragraph(f"{names[what]}, mean and deviation over seeds, over prompt ratios:")
+        document.table(
+            ["", *(f"{ratio:g}" for ratio in stage.ratios)],
+            [
+                [title, *(_cell(stage.number(name, ratio, what), form) for ratio in stage.ratios)]
+                for name, title in [*MODELS.items(), *((name, name) for name in stage.references)]
+            ],
+        )
+    _keep(document, stage.folder / "distance.png", output, names["frechet"])
+    for ratio in stage.ratios:
+        caption = f"Prompt ratio {ratio:g}" if ratio else "From nothing"
+        _keep(document, stage.folder / f"contact-{ratio:g}.png", output, caption)
+
+
+def _half_size(document: Document, stage: Stage) -> None:
+    document.heading("At half size on black")
+    document.paragraph("The same models and prompts; pictures of 16x16 in the middle of black ones.")
+    _table_of(document, stage, list(MODELS.items()))
+
+
+def _scale(document: Document, stage: Stage) -> None:
+    document.heading("JPEG-LM over size and length of training")
+    document.paragraph(
+        "The first three have the same size and the computation of the table; the others the same tokens as "
+        "the first."
+    )
+    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in stage.checkpoints])
+    _table_of(document, stage, [(name, name) for name in stage.checkpoints])
+
+
+def _quality(document: Document, stage: Stage) -> None:
+    document.heading("JPEG-LM over JPEG quality")
+    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in stage.checkpoints])
+    rows = [(name, name) for name in stage.checkpoints]
+    rows += [(name, name) for name in stage.references if name.startswith("original, ")]
+    _table_of(document, stage, rows)
+
+
+def _table_of(document: Document, stage: Stage, names: Sequence[tuple[str, str]]) -> None:
+    document.paragraph(f"{stage.results['names']['frechet']} over prompt ratios:")
+    document.table(
+        ["", *(f"{ratio:g}" for ratio in stage.ratios)],
+        [
+            [title, *(_cell(stage.number(name, ratio), ".1f") for ratio in stage.ratios)]
+            for name, title in names
+        ],
+    )
+    settings = stage.results["settings"]
+    document.paragraph(f"`{_command(settings)}`")
+
+
+_MODEL_HEAD = [
+    "", "layers x width", "parameters", "steps", "tokens", "pictures", "FLOPs", "nats a token",
+    "bits a pixel",
+]  # fmt: skip
+_CODEC_NUMBERS = (("psnr", ".1f"), ("bytes", ".0f"), ("frechet", ".1f"))
+
+
+def _model_row(title: str, stage: Stage, name: str) -> list[str]:
+    checkpoint = stage.checkpoints[name]
+    model, scores = checkpoint["model"], checkpoint["held_out"]
+    tokens_a_picture = scores["tokens"] / max(1, scores["pictures"]) + 1  # and its BOS
+    return [
+        title,
+        f"{model['num_layers']} x {model['hidden_size']}",
+        f"{checkpoint['parameters'] / 1e6:.2f}M",
+        f"{checkpoint['iteration']:,}",
+        f"{checkpoint['tokens'] / 1e6:.1f}M",
+        f"{checkpoint['tokens'] / tokens_a_picture:,.0f}",
+        f"{checkpoint['flops']:.2e}",
+        f"{scores['nats_per_token']:.3f}" if scores["nats_per_token"] else "-",
+        f"{scores['bits_per_pixel']:.3f}" if scores["bits_per_pixel"] else "-",
+    ]
+
+
+def _cell(number: Mapping[str, Any] | None, form: str) -> str:
+    if number is None:
+        return "-"
+    deviation = "" if number["deviation"] is None else f" +- {number['deviation']:{form}}"
+    return f"{number['mean']:{form}}{deviation}"
+
+
+def _curve(run: Path, checkpoint: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(FLOPs, held-out bits a picture) of each validation."""
+    path = run / "models" / checkpoint["name"] / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}", f"cannot be read ({error})", f"run {_COMMAND} compare") from error
+    scores = checkpoint["held_out"]
+    bits = scores["tokens"] / max(1, scores["pictures"]) / 0.6931471805599453
+    flops = checkpoint["flops"] / checkpoint["iteration"]
+    return [
+        (line["iteration"] * flops, line["validation_loss"] * bits)
+        for line in lines
+        if "validation_loss" in line
+    ]
+
+
+def _plot_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    for title, points in curves.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=title)
+    axes.set(xlabel="FLOPs of training", ylabel="held-out bits a picture", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with whole_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
+
+
+def _keep(document: Document, picture: Path, output: Path, caption: str) -> None:
+    """Copies a picture of an evaluation beside the report, and shows it."""
+    kept = output.parent / "images" / f"reproduction-{picture.name}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with open(picture, "rb") as source, whole_file(kept) as target:
+        shutil.copyfileobj(source, target)
+    document.picture(f"images/{kept.name}", caption)
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """The evaluation's own command."""
+    words = ["python", "tools/evaluate.py", "--load", *settings["load"], "--data", *settings["data"]]
+    words += ["--geometry", settings["geometry"], "--num-samples", str(settings["num_samples"])]
+    words += ["--ratios", *(f"{ratio:g}" for ratio in settings["ratios"])]
+    words += ["--top-k", str(settings["top_k"][0]), "--top-p", f"{settings['top_p'][0]:g}"]
+    words += ["--half-size"] if settings["half_size"] else []
+    return shlex.join([*words, "--output", settings["output"]])
