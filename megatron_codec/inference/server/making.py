@@ -34,8 +34,11 @@ class Making:
         self.size = _size(self.codec)
         if body.size not in ("auto", self.size):
             raise ApiError(400, f"size: the model makes files of {self.size} pixels only", "size")
-        self.prompt, prefix = prompt, service.vocabulary.join(prompt)
-        self.generation = service.submit([prompt], service.sampling(body), live=body.stream)
+        sampling = service.sampling(body, heal_prompt=True)
+        self.generation = service.submit([prompt], sampling, live=body.stream)
+        # The ids that stay: samples spell the rest of what is given.
+        self.prompt = self.generation.requests[0].prompt
+        prefix = service.vocabulary.join(self.prompt)
         self.pictures = [
             Picture(self.generation, sample, self.codec, prefix) for sample in self.generation.samples
         ]
