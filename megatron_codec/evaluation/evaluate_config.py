@@ -158,7 +158,12 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
             for top_p in config.top_p:
                 with collecting(faults):
                     sampling = Sampling(
-                        config.temperature, top_k, top_p, seed=config.seed, constrain=config.constrain
+                        config.temperature,
+                        top_k,
+                        top_p,
+                        seed=config.seed,
+                        constrain=config.constrain,
+                        heal_prompt=True,
                     )
                     completers.append(EngineCompleter(checkpoint, sampling, upscaler))
     for folder in config.pictures:

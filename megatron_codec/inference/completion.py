@@ -14,8 +14,9 @@ class Completion:
     """One sample.
 
     Attributes:
-        prompt_ids: the prompt as it was given, BOS included.
-        token_ids: the new tokens, EOS included where the sample ended by itself.
+        prompt_ids: the prompt as it was given, BOS included; of one that is healed, the ids that stay.
+        token_ids: the new tokens, EOS included where the sample ended by itself; of a prompt that is healed
+            they begin with those that spell its end.
         logprobs: natural log-probability of each new token under the model, before temperature and cuts.
         removed: of each new token, the probability that the grammar took away from what the settings kept; 0
             without a grammar.

@@ -26,6 +26,7 @@ from megatron_codec.inference.blocks import BLOCK
 from megatron_codec.inference.completion import Collector, Completion
 from megatron_codec.inference.config import EngineConfig, cache_blocks
 from megatron_codec.inference.decoder import Decoder
+from megatron_codec.inference.healing import heal, narrow
 from megatron_codec.inference.masks import Masks
 from megatron_codec.inference.requests import Deliver, Event, Request, Statistics
 from megatron_codec.inference.sampling import RowSettings, Sampling, choose
@@ -213,6 +214,9 @@ class Engine:
     def prompt_ids(self, stream: bytes | None = None, ratio: float = 0.0) -> list[int]:
         """The prompt for the first part of a stream, or, without one, for a picture made from nothing.
 
+        The ids are those of this part by itself. In the whole stream its last bytes may belong to a longer
+        token: sample with `Sampling.heal_prompt`.
+
         Args:
             stream: what `codec.encode` made of a picture or clip.
             ratio: share of it to keep, in patches; `Codec.prompt` says how it is cut.
@@ -231,8 +235,15 @@ class Engine:
         """
         room = {"the model's context": self.config.seq_length, "the key-value cache": self._cache_tokens}
         check_request(prompt, sampling, self.tokenizer.num_tokens, room, name)
-        constrained = sampling.constrained and sampling.max_tokens != 0
-        cursor = self.masks.begin(prompt, name) if constrained else None
+        if sampling.max_tokens == 0:
+            return Request(tuple(int(i) for i in prompt), sampling, deliver)
+        masks = self.masks if sampling.constrained else None
+        if sampling.heal_prompt:
+            most = min(room.values())
+            healing = heal(prompt, self.tokenizer, masks, sampling.max_tokens, most, name)
+            if healing is not None:
+                return Request(healing.certain, sampling, deliver, healing.cursor, healing)
+        cursor = None if masks is None else masks.begin(prompt, name)
         return Request(tuple(int(i) for i in prompt), sampling, deliver, cursor)
 
     def add(self, request: Request) -> None:
@@ -240,11 +251,14 @@ class Engine:
         sampling, prompt = request.sampling, request.prompt
         room = min(self.config.seq_length, self._cache_tokens) - len(prompt)
         limit = room if sampling.max_tokens is None else sampling.max_tokens
+        given, count = prompt, limit
+        if request.healing is not None:
+            given, count = request.healing.given, min(room, limit + request.healing.most)
         if sampling.prompt_logprobs:
             request.prompt_logprobs = [None] * len(prompt)
             request.prompt_top_logprobs = [{} for _ in prompt]
         samples = [
-            Sample(request, number, list(prompt), limit, sampling.random_numbers(prompt, number, limit))
+            Sample(request, number, list(prompt), limit, sampling.random_numbers(given, number, count))
             for number in range(sampling.n)
         ]
         if request.cursor is not None:
@@ -365,9 +379,12 @@ class Engine:
             return
         logprobs = torch.log_softmax(logits + self.forbidden, dim=-1)
         random = torch.from_numpy(np.stack([s.random[s.new_tokens] for s in samples]))
-        allowed = self.masks.of([s.cursor for s in samples], [s.limit - s.new_tokens for s in samples])
+        choices = [sample.choice for sample in samples]
+        cursors = [s.cursor if c is None else None for s, c in zip(samples, choices, strict=True)]
+        allowed = self.masks.of(cursors, [s.limit - s.new_tokens for s in samples])
+        drawn, allowed = narrow(logprobs, allowed, choices)
         tokens, removed, redrawn = choose(
-            logprobs, self._settings_of(samples), random.to(logprobs.device), allowed
+            drawn, self._settings_of(samples), random.to(logprobs.device), allowed
         )
         lost = [0.0] * len(samples) if removed is None else removed.tolist()
         again = [False] * len(samples) if redrawn is None else redrawn.tolist()
@@ -386,11 +403,7 @@ class Engine:
                 self._totals.constrained_tokens += 1
                 self._totals.removed += lost[row]
                 self._totals.redrawn += again[row]
-            sampling, reason = sample.request.sampling, None
-            if token in sampling.stop_token_ids or (token == self.tokenizer.eos and not sampling.ignore_eos):
-                reason = "stop"
-            elif sample.new_tokens == sample.limit:
-                reason = "length"
+            reason = self._reason(sample, token)
             event = Event(
                 sample.number, (token,), (chosen[row],), top[row], (lost[row],), int(again[row]), reason
             )
@@ -399,6 +412,15 @@ class Engine:
             else:
                 self._events.setdefault(sample.request, []).append(event)
         self._totals.generated_tokens += len(samples)
+
+    def _reason(self, sample: Sample, token: int) -> str | None:
+        """Why a sample ends with the token that it has just got, or None."""
+        sampling = sample.request.sampling
+        if sample.repeats:  # what was given counts for nothing
+            sample.limit = min(sample.limit + 1, len(sample.random))
+        elif token in sampling.stop_token_ids or (token == self.tokenizer.eos and not sampling.ignore_eos):
+            return "stop"
+        return "length" if sample.new_tokens == sample.limit else None
 
     def _settings_of(self, samples: list[Sample]) -> RowSettings:
         """The sampling settings of these rows; mostly those of the step before."""

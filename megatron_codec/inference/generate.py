@@ -117,6 +117,7 @@ def _check(config: GenerateConfig) -> tuple[Sampling, dict[str, Image.Image]]:
             n=max(1, config.num_samples),
             max_tokens=config.max_tokens,
             constrain=config.constrain,
+            heal_prompt=True,
         )
     pictures: dict[str, Image.Image] = {}
     for path in config.prompt_image:

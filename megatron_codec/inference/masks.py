@@ -94,6 +94,10 @@ class Masks:
     def read(self, cursor: Any, token: int) -> None:
         """Moves a cursor on by a token that its mask allowed."""
         if cursor is not None and token != self.tokenizer.eos:
-            assert self.grammar is not None
-            moved = self.grammar.read(cursor, self._number[token])
+            moved = self.follows(cursor, token)
             assert moved
+
+    def follows(self, cursor: Any, token: int) -> bool:
+        """Moves a cursor on by a token that stands for bytes; False, and nothing moved, if it cannot come."""
+        assert self.grammar is not None
+        return self.grammar.read(cursor, self._number[token])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_codec.inference.healing import Healing
 from megatron_codec.inference.sampling import Sampling
 
 _numbers = itertools.count()
@@ -43,8 +44,9 @@ class Request:
     """A prompt on its way. Made by `Engine.submit`; one thread at a time may change it.
 
     Attributes:
-        prompt: token ids.
+        prompt: token ids; of a prompt that is healed, those that stay.
         cursor: where the grammar stands behind the prompt, or None.
+        healing: how the samples spell the end of their prompt, or None where it is taken as it is.
         deliver: called after each step that concerns the request, on the engine's thread; must not block.
         cached_tokens: of the prompt, those whose keys were there already, known at the first event.
         prompt_logprobs: where `Sampling.prompt_logprobs` asks for them, one for each prompt token (None for
@@ -57,6 +59,7 @@ class Request:
     sampling: Sampling
     deliver: Deliver
     cursor: Any = None
+    healing: Healing | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     cached_tokens: int = 0
     prompt_logprobs: list[float | None] = field(default_factory=list)

@@ -34,6 +34,10 @@ class Sampling:
         prompt_logprobs: report log-probabilities of the prompt's tokens too; `max_tokens` may then be 0.
         constrain: let only tokens follow that can become a whole, valid file of the codec, within
             `max_tokens` where that is enough for one. None does so unless `ignore_eos` is set.
+        heal_prompt: the prompt is the first part of a stream, cut anywhere: draw its last tokens again, so
+            that they can be longer and spell what follows too (inference/healing.py). The new tokens then
+            begin with them; `max_tokens` and `stop_token_ids` leave out those that only repeat the prompt.
+            Otherwise, and for ids that are not the tokenizer's for any stream, prompts are taken as they are.
     """
 
     temperature: float = 1.0
@@ -48,6 +52,7 @@ class Sampling:
     logprobs: int = 0
     prompt_logprobs: bool = False
     constrain: bool | None = None
+    heal_prompt: bool = False
 
     def __post_init__(self):
         raise_all(list(self._faults()))

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from megatron_codec.inference.blocks import BLOCK, BlockPool, OutOfBlocks, block_keys, blocks_for
+from megatron_codec.inference.healing import Choice
 from megatron_codec.inference.requests import Request
 from megatron_codec.inference.step import Piece, Step, shared_pieces
 
@@ -29,8 +30,8 @@ class Sample:
     Attributes:
         number: from 0 to `n` - 1.
         tokens: prompt and what was sampled.
-        limit: new tokens at most.
-        random: float64 [limit, 2] in [0, 1), two for each new token.
+        limit: new tokens at most; grows by one for each that only repeats the prompt.
+        random: float64 [at least limit, 2] in [0, 1), two for each new token.
         computed: of so many tokens the keys and values are in the cache.
         blocks: where, in order, and the room for the next ones.
         keys: what the full blocks are known by.
@@ -56,6 +57,22 @@ class Sample:
     def new_tokens(self) -> int:
         """Sampled so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The tokens that may come next where it still spells its prompt, else None."""
+        healing = self.request.healing
+        if healing is None or self.new_tokens > healing.most:
+            return None
+        return healing.choice(self.tokens[len(self.request.prompt) :])
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its new tokens, the last one included, only repeat the prompt."""
+        healing = self.request.healing
+        if healing is None or self.new_tokens > healing.most:
+            return False
+        return healing.repeats(self.tokens[len(self.request.prompt) :])
 
 
 @dataclass(eq=False)

@@ -58,7 +58,7 @@ class PictureSampler:
         blocks = min(max(whole, blocks_that_fit(module.config, layout)), count * whole)
         config = EngineConfig(max_batch_size=count, cache_tokens=blocks * BLOCK)
         engine = Engine(module, model, self._tokenizer, self._codec, layout, config)
-        sampling = Sampling(seed=self._config.training.seed, n=count, constrain=False)
+        sampling = Sampling(seed=self._config.training.seed, n=count, constrain=False, heal_prompt=True)
         completions = engine.generate([engine.prompt_ids()], sampling)
         return self._show(completions, started) if layout.is_main else None
 

@@ -121,6 +121,15 @@ class Tokenizer:
         """The same as a list, for JSON; an array is several times faster."""
         return self._encoder.encode_to_list(stream)
 
+    def encode_later_part(self, part: Stream) -> np.ndarray:
+        """The ids of a document from one of its token borders on, uint16 [num_ids]: without a prefix."""
+        return self._encoder.encode(part, later_part=True)
+
+    def last_border(self, stream: Stream) -> int:
+        """The last byte, or 0, before which every document that begins with `stream` has a token border,
+        since no token holds that byte and the one before side by side."""
+        return self._encoder.last_border(stream, 0)
+
     def incremental_encoder(self) -> "IncrementalEncoder":
         """An encoder for one document that comes in pieces."""
         return IncrementalEncoder(self._encoder)

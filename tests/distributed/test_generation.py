@@ -13,6 +13,7 @@ pytestmark = pytest.mark.timeout(600)  # one start of processes runs through man
 TP, PP = {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}
 LAYOUTS = {"TP=2": (2, TP), "PP=2": (2, PP), "TP=2, PP=2": (4, TP | PP)}
 SAMPLING = {"temperature": 1.2, "top_k": 250, "top_p": 0.97, "seed": 3, "n": 3, "max_tokens": 60}
+SAMPLING["heal_prompt"] = True
 OPTIONS = {"max_batch_size": 10, "prefill_chunk_size": 16}
 
 
@@ -50,10 +51,12 @@ def of_processes(trained, prompts):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_samples_the_tokens_of_one_process(layout, of_processes, of_one_process):
+def test_layout_samples_the_tokens_of_one_process(layout, of_processes, of_one_process, prompts):
     ranks = of_processes(LAYOUTS[layout][0])[layout]
     assert all(rank == ranks[0] for rank in ranks)
     assert len(ranks[0]) == len(of_one_process) == 15
+    # Some prompts are healed.
+    assert {tuple(made.prompt_ids) for made in of_one_process} != {tuple(prompt) for prompt in prompts}
     for ours, expected in zip(ranks[0], of_one_process, strict=True):
         assert ours["ids"] == expected.token_ids
         assert ours["reason"] == expected.finish_reason

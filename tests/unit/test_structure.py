@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "baselines": {"errors", "files"},
     "evaluation": {
         *("errors", "files", "contact_sheet", "config", "parallel", "codecs", "tokenizer", "data"),
-        *("preprocessing", "inference"),
+        *("preprocessing", "inference", "estimate"),
     },
 }
 WITHOUT_TORCH = {

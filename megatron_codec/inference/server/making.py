@@ -37,8 +37,11 @@ class Making:
     async def begin(self) -> None:
         """Begins to sample. Raises ApiError as `Service.submit` does."""
         service, body = self.service, self.body
+        sampling = service.sampling(body, heal_prompt=True)
+        self.generation = await service.submit([self.prompt], sampling, live=body.stream)
+        # The ids that stay: samples spell the rest of what is given.
+        self.prompt = self.generation.requests[0].prompt
         prefix = service.vocabulary.join(self.prompt)
-        self.generation = await service.submit([self.prompt], service.sampling(body), live=body.stream)
         self.pictures = [
             Picture(self.generation, sample, self.codec, prefix) for sample in self.generation.samples
         ]
