@@ -1,7 +1,8 @@
 """What completes pictures: references that need no model, and folders of finished pictures.
 
 A completer is given real pictures and a prompt ratio and gives as many pictures. A checkpoint of ours is
-`engine_completer.py`; another kind is one more class with what `Completer` asks for.
+`engine_completer.py`, one behind a server `server_completer.py`, models of diffusers are
+`diffusers_completer.py`; another kind is one more class with what `Completer` asks for.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from megatron_codec.errors import UserError
 from megatron_codec.evaluation.originals import Originals
 from megatron_codec.evaluation.samples import Sample
 from megatron_codec.evaluation.upscaling import Upscaler
+from megatron_codec.inference import Sampling
 
 Progress = Callable[[int], object]
 Reference = Literal["original", "codec", "blurred", "noise"]
@@ -209,6 +211,15 @@ class FolderCompleter:
             samples.append(Sample.of_pixels(pixels))
             progress(1)
         return samples
+
+
+def row_name(name: str, sampling: Sampling) -> str:
+    """A model's row in the tables: its name, and what of its sampling is not the rule."""
+    cuts = [f"top-k {sampling.top_k}"] if sampling.top_k else []
+    cuts += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    cuts += [f"temperature {sampling.temperature:g}"] if sampling.temperature != 1 else []
+    cuts += [] if sampling.constrained else ["no grammar"]
+    return ", ".join([name, *cuts])
 
 
 def _number(text: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from megatron_codec.codecs import ImageCodec, get_codec
 from megatron_codec.errors import UserError
-from megatron_codec.evaluation.completers import Progress
+from megatron_codec.evaluation.completers import Progress, row_name
 from megatron_codec.evaluation.originals import Originals
 from megatron_codec.evaluation.samples import Sample
 from megatron_codec.evaluation.upscaling import Upscaler, hash_folder
@@ -71,11 +71,7 @@ class EngineCompleter:
     @property
     def name(self) -> str:
         """See `Completer`."""
-        cuts = [f"top-k {self.sampling.top_k}"] if self.sampling.top_k else []
-        cuts += [f"top-p {self.sampling.top_p:g}"] if self.sampling.top_p < 1 else []
-        cuts += [f"temperature {self.sampling.temperature:g}"] if self.sampling.temperature != 1 else []
-        cuts += [] if self.sampling.constrained else ["no grammar"]
-        return ", ".join([f"model ({self.checkpoint.name})", *cuts])
+        return row_name(f"model ({self.checkpoint.name})", self.sampling)
 
     @property
     def is_random(self) -> bool:

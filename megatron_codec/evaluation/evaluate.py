@@ -16,6 +16,7 @@ from megatron_codec.config import PretrainConfig
 from megatron_codec.estimate.flops import model_parameters, token_flops
 from megatron_codec.evaluation.classes import compare_classes
 from megatron_codec.evaluation.completers import Completer
+from megatron_codec.evaluation.diffusers_completer import DiffusersCompleter
 from megatron_codec.evaluation.distances import rank_problem
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter, held_out
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig, check
@@ -76,10 +77,13 @@ def evaluate(config: EvaluateConfig, extractor: Extractor | None = None) -> dict
 
     total = sum(len(part) for _, parts in missing for part in parts or ())
     with _bar("completing", total, "picture") as bar:
-        for entry, parts in missing:
-            if not isinstance(entry.completer, EngineCompleter) and _is_main():
-                _make(entry, parts, originals, sets, bar)
-        # One checkpoint after the other: each has its engine only while it is needed.
+        # One model after the other: each has its memory only while it is needed.
+        for completer in plan.completers if _is_main() else ():
+            for entry, parts in missing:
+                if entry.completer is completer and not isinstance(completer, EngineCompleter):
+                    _make(entry, parts, originals, sets, bar)
+            if isinstance(completer, DiffusersCompleter):
+                completer.release()
         for checkpoint, score, wanted in zip(plan.checkpoints, scores, unscored, strict=True):
             for entry, parts in missing:
                 if isinstance(entry.completer, EngineCompleter) and entry.completer.checkpoint is checkpoint:

@@ -13,9 +13,11 @@ from megatron_codec.codecs.images import Geometry, Method, Resample
 from megatron_codec.errors import UserError, collecting, out_of_range, raise_all
 from megatron_codec.evaluation.classes import Classes
 from megatron_codec.evaluation.completers import Completer, FolderCompleter, Reference, ReferenceCompleter
+from megatron_codec.evaluation.diffusers_completer import DiffusersCompleter
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter
 from megatron_codec.evaluation.features import Extractor, find_extractor
 from megatron_codec.evaluation.originals import check_ratios
+from megatron_codec.evaluation.server_completer import RunningServer, ServerCompleter
 from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import EngineConfig, Sampling
 from megatron_codec.preprocessing import Selection
@@ -31,6 +33,13 @@ class EvaluateConfig:
     """Folder for report.md, report.html, results.json, sheets, and all that is kept for going on."""
     load: tuple[Path, ...] = ()
     """Folders of checkpoints, the --save of tools/pretrain.py each; of any codecs of pictures."""
+    server: tuple[str, ...] = ()
+    """Addresses of running servers of ours, such as http://localhost:5000; a key is taken from
+    MEGATRON_CODEC_API_KEY."""
+    diffusers: tuple[Path, ...] = ()
+    """Folders of pipelines of diffusers: Stable Diffusion (inpainting) or VQ-Diffusion."""
+    diffusion_steps: int = 50
+    """Of denoising, of these."""
     pictures: tuple[Path, ...] = ()
     """Folders of pictures that other programs completed: FOLDER/RATIO/*.png or FOLDER/RATIO/SEED/*.png, in
     the order of the originals."""
@@ -65,9 +74,9 @@ class EvaluateConfig:
     min_crop: float = 1.0
     """Least side of a random crop, as a share of the picture's shorter side."""
     image_size: int | None = None
-    """Side of the pictures; by default the largest of the checkpoints, and without --load 256."""
+    """Side of the pictures; by default the largest of the models, and without --load and --server 256."""
     quality: int | None = None
-    """JPEG quality without --load; by default 25. A checkpoint has its own."""
+    """JPEG quality without --load and --server; by default 25. A model has its own."""
     upscale: str = "bicubic"
     """How smaller pictures come to that size: nearest, bicubic, lanczos, or the folder of an
     LDMSuperResolutionPipeline of diffusers."""
@@ -95,7 +104,7 @@ class Plan:
 
     Attributes:
         checkpoints: of --load.
-        codecs: of the checkpoints, or of --image-size and --quality, different ones by what they are called.
+        codecs: of the models, or of --image-size and --quality, different ones by what they are called.
         image_size: of the pictures that are compared.
         completers: a row of the tables each.
         selection, geometry: which pictures, and how they become square.
@@ -122,7 +131,7 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         UserError: all its faults at once, before pictures are read or an engine is made.
     """
     faults: list[UserError] = []
-    faults += out_of_range(config, 1, "num_samples", "seeds", "neighbours", "sheet_rows")
+    faults += out_of_range(config, 1, "num_samples", "seeds", "neighbours", "sheet_rows", "diffusion_steps")
     least = max(2, config.neighbours + 1)
     if 1 <= config.num_samples < least:
         rule = f"must be at least {least}: a covariance and {config.neighbours} neighbours of each need them"
@@ -131,33 +140,38 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         faults.append(UserError(f"--output {config.output}", "is a file", "name a folder"))
     if not config.ratios:
         faults.append(UserError("--ratios", "must name at least one", "use 0 for pictures from nothing"))
-    if config.load and config.quality is not None:
-        rule = "has no meaning beside --load, whose checkpoint has its own"
+    if (config.load or config.server) and config.quality is not None:
+        rule = "has no meaning beside --load and --server, whose models have their own"
         faults.append(UserError("--quality", rule, "leave it out"))
     checkpoints: list[Checkpoint] = []
     for folder in config.load:
         with collecting(faults):
             checkpoints.append(Checkpoint(folder, config.engine))
-    codecs: list[ImageCodec] = [checkpoint.codec for checkpoint in checkpoints]
+    servers: list[RunningServer] = []
+    for url in config.server:
+        with collecting(faults):
+            servers.append(RunningServer(url))
+    models = [*checkpoints, *servers]
+    codecs: list[ImageCodec] = [model.codec for model in models]
     with collecting(faults):
-        if not config.load:
+        if not config.load and not config.server:
             quality = 25 if config.quality is None else config.quality
             codecs = [JpegCodec(256 if config.image_size is None else config.image_size, quality)]
     image_size = config.image_size or max((codec.image_size for codec in codecs), default=0)
     for codec in codecs:
         if codec.image_size > image_size:
-            rule = f"must not be below the {codec.image_size} pixels that a checkpoint writes"
+            rule = f"must not be below the {codec.image_size} pixels that a model writes"
             faults.append(UserError(f"--image-size {image_size}", rule, "leave it out"))
         faults += check_ratios(codec, config.ratios)
     upscaler = Upscaler()
     with collecting(faults):
         upscaler = Upscaler(config.upscale)
-    completers: list[Completer] = []
-    for checkpoint in checkpoints:
-        for top_k in config.top_k:
-            for top_p in config.top_p:
-                with collecting(faults):
-                    sampling = Sampling(
+    samplings: list[Sampling] = []
+    for top_k in config.top_k:
+        for top_p in config.top_p:
+            with collecting(faults):
+                samplings.append(
+                    Sampling(
                         config.temperature,
                         top_k,
                         top_p,
@@ -165,11 +179,19 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
                         constrain=config.constrain,
                         heal_prompt=True,
                     )
-                    completers.append(EngineCompleter(checkpoint, sampling, upscaler))
+                )
+    completers: list[Completer] = []
+    for checkpoint in checkpoints:
+        completers += [EngineCompleter(checkpoint, sampling, upscaler) for sampling in samplings]
+    for server in servers:
+        completers += [ServerCompleter(server, sampling, upscaler) for sampling in samplings]
+    for folder in config.diffusers if codecs else ():
+        with collecting(faults):
+            completers.append(DiffusersCompleter(folder, config.diffusion_steps, codecs[0]))
     for folder in config.pictures:
         with collecting(faults):
             completers.append(FolderCompleter(folder))
-    labelled = _labels(codecs, checkpoints)
+    labelled = _labels(codecs, [model.name for model in models])
     for kind in config.references:
         with collecting(faults):
             of = labelled if kind == "codec" else dict(list(labelled.items())[:1])
@@ -180,9 +202,7 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
             UserError(f"'{name}'", "stands twice among the rows", "leave one out or rename a folder")
         )
     if not names and not faults:
-        faults.append(
-            UserError("nothing to evaluate", "there is neither --load nor --pictures nor a reference")
-        )
+        faults.append(UserError("nothing to evaluate", "there is no model, no --pictures, and no reference"))
     selection = geometry = None
     with collecting(faults):
         selection = Selection(config.data, config.subset, config.hold_out, max(1, config.num_samples))
@@ -198,12 +218,12 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
     return Plan(checkpoints, labelled, image_size, completers, selection, geometry, extractor, classes)
 
 
-def _labels(codecs: Sequence[ImageCodec], checkpoints: Sequence[Checkpoint]) -> dict[str, ImageCodec]:
-    """Different codecs by their names; two of the same name are told apart by their checkpoints."""
+def _labels(codecs: Sequence[ImageCodec], models: Sequence[str]) -> dict[str, ImageCodec]:
+    """Different codecs by their names; two of the same name are told apart by their models."""
     different = {json.dumps(codec.to_dict()): number for number, codec in reversed(list(enumerate(codecs)))}
     names = [codecs[number].name for number in different.values()]
     return {
-        codec.name if names.count(codec.name) == 1 else f"{codec.name} of {checkpoints[number].name}": codec
+        codec.name if names.count(codec.name) == 1 else f"{codec.name} of {models[number]}": codec
         for number, codec in enumerate(codecs)
         if number in different.values()
     }

@@ -1,6 +1,7 @@
 """How pictures of a model that writes small ones come to the size that they are compared at."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,8 +67,18 @@ class Upscaler:
         return load_pipeline("LDMSuperResolutionPipeline", Path(self.method), "--upscale")
 
 
-def load_pipeline(kind: str, folder: Path, flag: str) -> Any:
+def from_folder(pipeline: Any, folder: Path) -> Any:
+    """All its parts as the folder has them."""
+    return pipeline.from_pretrained(folder, local_files_only=True)
+
+
+def load_pipeline(kind: str, folder: Path, flag: str, load: Callable[[Any, Path], Any] = from_folder) -> Any:
     """A pipeline of diffusers from a local folder, on the GPU where there is one; nothing is downloaded.
+
+    Args:
+        kind: name of its class.
+        flag: that named the folder.
+        load: makes the pipeline, given the class and the folder.
 
     Raises:
         UserError: diffusers is not installed, or the folder holds another or a broken pipeline.
@@ -78,7 +89,7 @@ def load_pipeline(kind: str, folder: Path, flag: str) -> Any:
         remedy = "pip install 'megatron_codec[eval]'"
         raise UserError("diffusers", f"is needed for {flag} and not installed", remedy) from error
     try:
-        pipeline = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
+        pipeline = load(getattr(diffusers, kind), folder)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{flag} {folder}", f"holds no {kind}: {reason}", "give another folder") from error

@@ -67,6 +67,7 @@ class Picture:
             "seed": self.generation.sampling.seed,
             "index": self.sample.index,
             "valid": report.valid,
+            "bytes": len(self.stream),
             "removed": sum(self.sample.removed) / max(1, len(self.sample.removed)),
             "redrawn": self.sample.redrawn,
             "reason": report.reason,

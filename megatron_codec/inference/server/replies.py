@@ -72,6 +72,7 @@ class ImageItem(BaseModel):
     seed: int
     index: int
     valid: bool
+    bytes: int  # of the codec's stream
     removed: float
     redrawn: int
     reason: str

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_codec.errors import UserError
@@ -19,6 +20,7 @@ from megatron_codec.inference.server.pictures import Pictures
 from megatron_codec.inference.server.protocol import GREEDY, Continuing
 from megatron_codec.inference.server.settings import ServerConfig
 from megatron_codec.inference.server.text import Vocabulary
+from megatron_codec.training import checkpoint
 
 Result = TypeVar("Result")
 
@@ -28,7 +30,8 @@ class Service:
 
     Attributes:
         closing: whether the server is shutting down.
-        created: when it started.
+        created: when the checkpoint was written, in seconds since 1970; where that cannot be told, when the
+            server started.
         threads: where `in_thread` calls; few, since the engine needs the interpreter's lock more.
         uploads: where uploaded files are decoded, so that nothing else waits for them; few, since each may
             take much memory.
@@ -41,7 +44,7 @@ class Service:
         self.pictures = Pictures(config.picture_seconds)
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="worker")
         self.uploads = ThreadPoolExecutor(2, thread_name_prefix="upload")
-        self.closing, self.created = False, int(time.time())
+        self.closing, self.created = False, _written(config.load)
 
     @cached_property
     def mailbox(self) -> Mailbox:
@@ -131,3 +134,10 @@ class Service:
         """Ends the threads."""
         for pool in (self.threads, self.uploads):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _written(load: Path) -> int:
+    for path in (load / checkpoint.LATEST, load):
+        if path.exists():
+            return int(path.stat().st_mtime)
+    return int(time.time())
