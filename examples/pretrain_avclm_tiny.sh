@@ -6,7 +6,7 @@
 #
 # Sets up .venv, trains a vocabulary, writes datasets of overlapping clips, trains avclm-tiny, and completes held-out
 # clips: runs/avclm-tiny/completions has .mp4 files, and contact_sheet.png with the frames side by side. What is there
-# already is used again; a run that was stopped goes on. ITERS=500 trains for fewer steps.
+# already is used again; a run that was stopped goes on. ITERS=5000 trains longer, for more videos of your own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -73,7 +73,7 @@ step "training avclm-tiny"
 python tools/pretrain.py --preset avclm-tiny ${ITERS:+--train-iters "$ITERS"} \
     --train-data-path "$RUN/data/train" --valid-data-path "$RUN/data/test" \
     --save "$RUN/checkpoint" --load "$RUN/checkpoint" --save-interval 500 \
-    --eval-interval 1000 --eval-iters 5 --log-interval 50 --tensorboard-dir "$RUN/tensorboard"
+    --eval-interval 250 --eval-iters 5 --log-interval 50 --tensorboard-dir "$RUN/tensorboard"
 
 if ! [ "$RUN/completions/samples.json" -nt "$RUN/checkpoint/latest_checkpointed_iteration.txt" ]; then
     step "completing held-out clips from their first ten frames"
