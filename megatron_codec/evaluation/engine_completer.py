@@ -129,7 +129,7 @@ def held_out(checkpoint: Checkpoint, originals: Originals, progress: Progress) -
     prompts, num_bytes = [], 0
     for stream in originals.streams(checkpoint.codec):
         prompt = [tokenizer.bos, *tokenizer.encode(stream).tolist(), tokenizer.eos]
-        if len(prompt) < context:
+        if len(prompt) <= context:
             prompts.append(prompt)
             num_bytes += len(stream)
         else:

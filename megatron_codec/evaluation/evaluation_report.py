@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from megatron_codec.codecs import ImageCodec
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.evaluation.document import Document
 from megatron_codec.evaluation.measure import stream_numbers
-from megatron_codec.evaluation.originals import Originals
+from megatron_codec.evaluation.originals import Originals, given_pixels
 from megatron_codec.evaluation.sets import Made, PictureSet
 from megatron_codec.files import whole_file, write_json
 
@@ -187,11 +188,18 @@ def _sheet(
     for number in _spread(originals, most):
         row: list[Image.Image | None] = [Image.fromarray(originals.pictures[number])]
         for codec in shown.values():
-            picture = codec.decode(codec.prompt(originals.streams(codec)[number], ratio))
+            picture = _shown(codec, originals.streams(codec)[number], ratio)
             row.append(picture.resize((originals.image_size, originals.image_size), Image.Resampling.NEAREST))
         rows.append(row + [one.picture(number) for _, one in sets])
     prompts = ["prompt"] if len(shown) == 1 else [f"prompt, {label}"[:16] for label in shown]
     return contact_sheet(rows, ["original", *prompts, *(name[:16] for name, _ in sets)])
+
+
+def _shown(codec: ImageCodec, stream: bytes, ratio: float) -> Image.Image:
+    """What a prompt gives; a decoder makes up more where it ends, which is left grey."""
+    given = given_pixels(codec, ratio)[:, :, None]
+    decoded = np.asarray(codec.decode(codec.prompt(stream, ratio)).convert("RGB"))
+    return Image.fromarray(np.where(given, decoded, 128).astype(np.uint8))
 
 
 def _codec_sheet(originals: Originals, through: Mapping[str, PictureSet], most: int) -> Image.Image:

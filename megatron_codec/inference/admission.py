@@ -57,10 +57,11 @@ def check_request(
                 "encode the prompt with the tokenizer of the checkpoint",
             )
     context = next(iter(room.values()))
-    if not 0 < len(prompt) < context:
+    most = context if sampling.max_tokens == 0 else context - 1
+    if not 0 < len(prompt) <= most:
         raise UserError(
             f"{name} of {len(prompt)} tokens",
-            f"must have at least 1 token and fewer than the model's context of {context}",
+            f"must have at least 1 token and at most {most} in the model's context of {context}",
             "start with BOS; use a smaller ratio",
         )
     wanted = len(prompt) + (1 if sampling.max_tokens is None else sampling.max_tokens)

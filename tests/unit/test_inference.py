@@ -276,7 +276,7 @@ def test_what_a_completion_is_decoded_to(engine):
         ([], "prompt 1 of 0 tokens: must have at least 1 token"),
         (
             [320] * CONTEXT,
-            f"prompt 1 of {CONTEXT} tokens: must have .* fewer than the model's context of {CONTEXT}",
+            f"prompt 1 of {CONTEXT} tokens: must have .* at most {CONTEXT - 1} in the model's",
         ),
         ([320, NUM_TOKENS], f"prompt 1: token id {NUM_TOKENS}: must be an id from 0 to {NUM_TOKENS - 1}"),
         ([320, -1], "prompt 1: token id -1"),
