@@ -2,13 +2,15 @@
 
     python benchmarks/generate.py                          # 85M parameters, bf16
     python benchmarks/generate.py --rounds 5 --peers hugging-face
+    python benchmarks/generate.py --model 7b --eager  # on a GPU, which is taken where there is one
 
 Three loads: one sample from a short prompt; eight samples from one prompt of 4,096 tokens; sixteen requests
 with prompts and lengths that differ. Each program but CTranslate2 runs in this process, the rounds
 interleaved; a speed-up is the median over rounds of (their seconds / ours). No sample ends by itself, so all
 make the same tokens.
 Hugging Face pads a batch and goes on until its longest sample is done. CTranslate2 has no bf16 on a CPU: its
-int8 and fp32 are compared with our bf16, at one sample, and its int8 with our int8 weights too.
+int8 and fp32 are compared with our bf16, at one sample, and its int8 with our int8 weights too. On a GPU
+Hugging Face is the only peer.
 """
 
 import json
@@ -34,14 +36,18 @@ from megatron_codec.config import ModelConfig, ParallelConfig, TrainingConfig
 from megatron_codec.errors import run_tool
 from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.model import build_model, initialize_weights, transformer_config
+from megatron_codec.presets import preset
 from megatron_codec.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.llama import hugging_face_twin
 
-MODEL = ModelConfig(
-    num_layers=12, hidden_size=768, ffn_hidden_size=2048, num_attention_heads=12, seq_length=12288
-)
+MODELS = {
+    "85m": ModelConfig(
+        num_layers=12, hidden_size=768, ffn_hidden_size=2048, num_attention_heads=12, seq_length=12288
+    ),
+    "7b": preset("jpeglm-7b").model,
+}
 TOP_K, TOP_P = 40, 0.9
 
 
@@ -55,6 +61,10 @@ class Config:
     """What to compare with; a peer that is not installed is left out."""
     loads: tuple[Literal["one", "shared", "mixed"], ...] = ("one", "shared", "mixed")
     """Which loads to run."""
+    model: Literal["85m", "7b"] = "85m"
+    """Its shape; weights are random."""
+    eager: bool = False
+    """Time our engine without CUDA graphs too."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +104,16 @@ def loads(bos: int) -> dict[str, Load]:
 class Ours:
     """The engine; each run has another seed, and its prompts are forgotten before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ModelConfig) -> None:
         parallelism, training = ParallelConfig(), TrainingConfig(bf16=True)
         layout = parallel.initialize(parallelism)
         codec = JpegCodec(256)
         self.tokenizer = Tokenizer([(i, i + 1) for i in range(64)], codec=codec.to_dict())
-        megatron = transformer_config(MODEL, parallelism, training, layout)
-        self.module = build_model(megatron, MODEL, self.tokenizer.num_tokens, layout)
-        initialize_weights(self.module, MODEL, layout, 1)
-        self.rest = MODEL, self.tokenizer, codec, layout
+        megatron = transformer_config(shape, parallelism, training, layout)
+        module = build_model(megatron, shape, self.tokenizer.num_tokens, layout)
+        self.module, self.device = module.to(layout.device), layout.device
+        initialize_weights(self.module, shape, layout, 1)
+        self.rest = shape, self.tokenizer, codec, layout
         self.engine = Engine(self.module, *self.rest, EngineConfig(cache_tokens=40_000))
 
     @property
@@ -121,21 +132,27 @@ class Ours:
         return sum(len(c.token_ids) for c in self.engine.generate(load.prompts, sampling))
 
 
-class OursInt8(Ours):
+class OursOtherwise(Ours):
+    """The engine on the same weights with other settings."""
+
+    def __init__(self, ours: Ours, **settings: Any):
+        self.module, self.rest = ours.module, ours.rest
+        self.engine = Engine(self.module, *self.rest, EngineConfig(**settings))
+
+
+class OursInt8(OursOtherwise):
     """The engine with its weights in int8, for one sample."""
 
     def __init__(self, ours: Ours):
-        self.module, self.rest = ours.module, ours.rest
-        config = EngineConfig(cache_tokens=4096, weight_dtype="int8")
-        self.engine = Engine(self.module, *self.rest, config)
+        super().__init__(ours, cache_tokens=4096, weight_dtype="int8")
 
 
 class HuggingFace:
     """`generate` of transformers, with its default cache."""
 
     def __init__(self, ours: Ours):
-        self.model = hugging_face_twin(ours.module, MODEL).to(torch.bfloat16)
-        self.pad = ours.tokenizer.eos
+        self.model = hugging_face_twin(ours.module, ours.rest[0]).to(torch.bfloat16)
+        self.pad, self.device = ours.tokenizer.eos, ours.device
 
     @torch.inference_mode()
     def run(self, load: Load, seed: int) -> int:
@@ -148,8 +165,8 @@ class HuggingFace:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         out = self.model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(self.device),
+            attention_mask=mask.to(self.device),
             do_sample=True,
             top_k=TOP_K,
             top_p=TOP_P,
@@ -177,7 +194,7 @@ class CTranslate2:
         from tokenizers.models import WordLevel
         from transformers import PreTrainedTokenizerFast
 
-        twin = hugging_face_twin(ours.module, MODEL)
+        twin = hugging_face_twin(ours.module, ours.rest[0])
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             twin.config.bos_token_id, twin.config.eos_token_id = ours.tokenizer.bos, ours.tokenizer.eos
@@ -232,24 +249,29 @@ def serve_ctranslate2(folder: str, compute_type: str, connection: Connection) ->
         connection.send(len(result.sequences_ids[0]))
 
 
-def bandwidth() -> float:
+def bandwidth(device: torch.device) -> float:
     """Bytes a second at which all threads together read memory."""
-    numbers = torch.ones(512 << 20, dtype=torch.int8).view(torch.int64)
+    numbers = torch.ones(512 << 20, dtype=torch.int8, device=device).view(torch.int64)
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        numbers.sum()
+        numbers.sum().item()
         seconds.append(time.perf_counter() - started)
     return numbers.numel() * 8 / min(seconds)
 
 
 def measure(config: Config) -> dict[str, Any]:
     """Prints the table; returns the ratios."""
-    ours = Ours()
-    programs: dict[str, Any] = {"ours, bf16": ours, "ours, int8": OursInt8(ours)}
+    ours = Ours(MODELS[config.model])
+    gpu = ours.device.type == "cuda"
+    programs: dict[str, Any] = {"ours, bf16": ours}
+    if config.eager:
+        programs["ours, no graphs"] = OursOtherwise(ours, cache_tokens=40_000, cuda_graphs=False)
+    if not gpu:
+        programs["ours, int8"] = OursInt8(ours)
     if "hugging-face" in config.peers:
         programs["Hugging Face, bf16"] = HuggingFace(ours)
-    if "ctranslate2" in config.peers:
+    if "ctranslate2" in config.peers and not gpu:
         try:
             for compute_type in ("int8", "float32"):
                 programs[f"CTranslate2, {compute_type}"] = CTranslate2(ours, compute_type)
@@ -277,10 +299,9 @@ def measure(config: Config) -> dict[str, Any]:
             )
             print(f"  in int8 ours is {ratios['one, both int8: CTranslate2']:.2f}x CTranslate2")
         if name == "one":
-            share = ours.weight_bytes * load.tokens / min(seconds["ours, bf16"]) / bandwidth()
-            print(
-                f"  ours reads its weights at {share:.2f} of what memory gives ({bandwidth() / 1e9:.1f} GB/s)"
-            )
+            share = ours.weight_bytes * load.tokens / min(seconds["ours, bf16"]) / bandwidth(ours.device)
+            rate = bandwidth(ours.device) / 1e9
+            print(f"  ours reads its weights at {share:.2f} of what memory gives ({rate:.1f} GB/s)")
             ratios["one: share of bandwidth"] = round(share, 2)
     return ratios
 

@@ -60,6 +60,7 @@ def prepare() -> Platform:
         )
     if "megatron.core" in sys.modules:
         raise RuntimeError("megatron.core was imported before megatron_codec.platform.prepare()")
+    _hide_kernels_for_cuda()
     _send_cuda_to_cpu()
     _leave_out_collectives_of_one()
     _import_without_compiling()
@@ -123,6 +124,15 @@ def _silence_megatron() -> None:
         ".*DTensor instead",
     ):
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+
+
+def _hide_kernels_for_cuda() -> None:
+    """Hides Transformer Engine and apex: where they are installed and no GPU is seen, as on a login node,
+    Megatron-Core would call their kernels for norms and updates. What is imported already stays."""
+    modules: dict[str, Any] = sys.modules
+    for name in ("transformer_engine", "apex", "amp_C"):
+        if name not in modules and importlib.util.find_spec(name):
+            modules[name] = None
 
 
 class _Nothing:

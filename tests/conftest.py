@@ -9,10 +9,13 @@ import pytest
 from tests.distributed.launch import launch
 from tests.tiny import Corpus, make_corpus, read_metrics
 
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
 
 def pytest_configure(config) -> None:
-    # The way over gloo is what these tests hold, on a machine with a GPU as well; processes inherit it.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    # The way over gloo is what these tests hold, on a machine with a GPU as well; processes inherit it. Those
+    # of tests/cuda alone see GPUS.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Models this small gain nothing from threads, and on a busy machine threads wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Megatron-Core calls its own deprecated functions; nobody here can act on that.

@@ -51,8 +51,9 @@ def hugging_face_config(model: ModelConfig) -> LlamaConfig:
 
 
 def hugging_face_twin(module, model: ModelConfig) -> LlamaForCausalLM:
-    """Hugging Face's Llama with the weights of `module`."""
-    twin = LlamaForCausalLM(hugging_face_config(model)).eval()
+    """Hugging Face's Llama in fp32 with the weights of `module`, on its device."""
+    with next(module.parameters()).device:
+        twin = LlamaForCausalLM(hugging_face_config(model)).eval()
     weights = {name: parameter.detach() for name, parameter in named_parameters(module)}
     twin.load_state_dict(hugging_face_names(weights, model), strict=True)
     return twin

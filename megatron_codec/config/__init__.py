@@ -6,7 +6,7 @@ that need only the values live here, and all faults of a command line are report
 
 from megatron_codec.config.checkpoint import CheckpointConfig
 from megatron_codec.config.data import DataConfig
-from megatron_codec.config.fp8 import Fp8Config
+from megatron_codec.config.fp8 import Fp8Config, transformer_engine_installed
 from megatron_codec.config.logging import LoggingConfig
 from megatron_codec.config.model import ModelConfig
 from megatron_codec.config.parallel import ParallelConfig
@@ -22,4 +22,5 @@ __all__ = [
     "ParallelConfig",
     "PretrainConfig",
     "TrainingConfig",
+    "transformer_engine_installed",
 ]

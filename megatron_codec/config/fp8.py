@@ -1,7 +1,9 @@
 """FP8 of the layers' matrix products, as flags. A group of `PretrainConfig`."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from typing import Literal
 
 from megatron_codec.config.model import ModelConfig
@@ -125,3 +127,9 @@ class Fp8Config:
                 f"of {least}",
                 "choose another --seq-length",
             )
+
+
+def transformer_engine_installed() -> bool:
+    """Whether it is there, be it hidden from Megatron-Core (`platform.py`) or not."""
+    name = "transformer_engine"
+    return sys.modules.get(name) is not None or PathFinder.find_spec(name) is not None

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
 from megatron_codec.config.checkpoint import CheckpointConfig
 from megatron_codec.config.data import DataConfig
-from megatron_codec.config.fp8 import Fp8Config
+from megatron_codec.config.fp8 import Fp8Config, transformer_engine_installed
 from megatron_codec.config.logging import LoggingConfig
 from megatron_codec.config.model import ModelConfig
 from megatron_codec.config.parallel import ParallelConfig
@@ -29,7 +28,7 @@ class PretrainConfig:
     def faults(self, world_size: int) -> Iterator[UserError]:
         """Every fault of the configuration for `world_size` processes of this machine."""
         yield from self.run_faults(world_size)
-        if self.fp8.fp8_format and not self.fp8.fp8_emulation and not find_spec("transformer_engine"):
+        if self.fp8.fp8_format and not self.fp8.fp8_emulation and not transformer_engine_installed():
             yield UserError(
                 f"--fp8-format {self.fp8.fp8_format}",
                 "needs Transformer Engine, which is not installed",

@@ -1,14 +1,16 @@
 """Attention of a step's rows over the blocks of the key-value cache.
 
 Keys are stored rotated, so that a step rotates its own tokens and no earlier one is touched again. On a CPU
-with AMX, in bf16, the kernels of csrc/ read the blocks where they lie (`kernels.py`); everywhere else torch
-gathers them first. Which of the two computes is decided once; tests hold both against the whole model.
+with AMX, in bf16, the kernels of csrc/ read the blocks where they lie (`kernels.py`); on a GPU those of
+`gpu_kernels.py` do so for rows that decode. Everywhere else torch gathers them first. Which of them computes
+is decided once; tests hold all against the whole model.
 
 Shapes: t rows, n heads, g key-value groups, q = n / g queries of each, d head width, k keys.
 """
 
 import math
 from dataclasses import fields
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -43,7 +45,9 @@ class PagedAttention:
         self.heads, self.groups, self.width, self.device = heads, groups, width, device
         self.scale = 1.0 / math.sqrt(width)
         self.fused = kernels.fits(torch.empty(0, dtype=dtype, device=device), width, BLOCK)
-        like = torch.empty(0, dtype=torch.float32 if self.fused else dtype, device=device)
+        self.on_gpu = device.type == "cuda" and find_spec("triton") is not None
+        exact = self.fused or self.on_gpu
+        like = torch.empty(0, dtype=torch.float32 if exact else dtype, device=device)
         self.cos, self.sin = Rotary(width, rotary_base).tables(max_length, like)
 
     def begin(self, step: Step) -> None:
@@ -55,9 +59,26 @@ class PagedAttention:
             index = PieceIndex.of(step.pieces)
             arrays = {f.name: torch.from_numpy(getattr(index, f.name)) for f in fields(index)}
             self.pieces = kernels.PieceArrays(**arrays, num_pieces=len(step.pieces))
+        elif self.on_gpu:
+            decoding = len(step.tables)
+            width = max(map(len, step.tables), default=0)
+            # What lies in the blocks of the padding is not seen.
+            tables = [table + [0] * (width - len(table)) for table in step.tables]
+            self.tables = torch.tensor(tables, dtype=torch.int32).to(self.device)
+            of_prompts = [piece for piece in step.pieces if piece.rows[0] >= decoding]
+            self.gathered = _Gathered(of_prompts, self.positions) if of_prompts else None
         else:
             self.gathered = _Gathered(step.pieces, self.positions)
             self.turns = tuple(table[self.positions][:, None, None] for table in (self.cos, self.sin))
+
+    def begin_decoding(self, positions: Tensor, slots: Tensor, tables: Tensor) -> None:
+        """The same on a GPU for a step of nothing but rows that decode.
+
+        Args:
+            positions, slots: int32 [b].
+            tables: int32 [b, w], the blocks of each row.
+        """
+        self.positions, self.slots, self.tables, self.gathered = positions, slots, tables, None
 
     def __call__(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The attention of a layer, [t, n * d].
@@ -74,11 +95,29 @@ class PagedAttention:
             return kernels.paged_attention(
                 query, self.positions, keys, values, self.pieces, self.scale
             ).flatten(1)
+        if self.on_gpu:
+            return self._on_gpu(together, keys, values).flatten(1)
         blocks, offsets = self.slots // BLOCK, self.slots % BLOCK
         keys[blocks, :, offsets] = Rotate.apply(together[:, :, -2:-1], *self.turns)[:, :, 0]
         values[blocks, :, offsets] = together[:, :, -1]
         query = Rotate.apply(together[:, :, :-2], *self.turns)
-        return self.gathered.attend(query, keys, values, self.scale).flatten(1)
+        assert self.gathered is not None
+        return self.gathered.attend(query, keys, values, self.scale, torch.empty_like(query)).flatten(1)
+
+    def _on_gpu(self, together: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        from megatron_codec.inference import gpu_kernels  # which imports Triton
+
+        query = gpu_kernels.rotate_and_store(
+            together, self.cos, self.sin, self.positions, self.slots, keys, values
+        )
+        result, decoding = torch.empty_like(query), len(self.tables)
+        if decoding:
+            gpu_kernels.attend(
+                query[:decoding], keys, values, self.positions, self.tables, self.scale, result
+            )
+        if self.gathered is not None:
+            self.gathered.attend(query, keys, values, self.scale, result)
+        return result
 
 
 class _Gathered:
@@ -110,9 +149,8 @@ class _Gathered:
             self.single_mask = torch.arange(longest * BLOCK, device=device) < lengths[:, None]
         self.has_single = bool(single)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        """[t, g, q, d] of rotated queries of that shape."""
-        result = torch.empty_like(query)
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, result: Tensor) -> Tensor:
+        """Writes the rows of its pieces to `result`, [t, g, q, d], of rotated queries of that shape."""
         for start, length, rows, blocks in self.prompts:
             k, v = (store[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for store in (keys, values))
             positions = self.positions[rows]

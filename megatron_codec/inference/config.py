@@ -26,8 +26,9 @@ class EngineConfig:
     """What to keep the weights of the layers in; by default that of --dtype. int8, rounded with one scale for
     each output channel, halves the memory of bf16, and on a CPU with AMX nearly halves the time of a token
     (docs/decisions.md). Embedding and output layer are not rounded."""
-    compile: bool = False
-    """Fuse the layers with torch.compile; meant for GPUs. The first steps take long."""
+    cuda_graphs: bool = True
+    """On a GPU, without TP and PP: record the steps that decode and start their kernels together. Each power
+    of two of samples is recorded when it is first met."""
     max_batch_size: int = 64
     """Samples that are continued together; others wait."""
     prefill_chunk_size: int = 512
@@ -56,10 +57,6 @@ class EngineConfig:
     def faults(self) -> Iterator[UserError]:
         """Numbers out of range, and what does not go together."""
         yield from out_of_range(self, 1, "max_batch_size", "prefill_chunk_size", "cache_tokens")
-        if self.compile and self.weight_dtype == "int8":
-            yield UserError(
-                "--compile with --weight-dtype int8", "int8 has kernels of its own", "leave one of them out"
-            )
 
 
 def bytes_per_token(config: TransformerConfig, layout: Layout) -> int:

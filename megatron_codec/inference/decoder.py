@@ -7,8 +7,6 @@ out, because Megatron-Core's modules spend more time in Python than a decoding s
 Shapes: t tokens of the step, h hidden, g key-value groups of this tensor-parallel rank, d head width.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +17,7 @@ from torch.nn import functional as F
 
 from megatron_codec.inference.attention import PagedAttention
 from megatron_codec.inference.blocks import BLOCK
+from megatron_codec.inference.graphs import DecodeGraphs
 from megatron_codec.inference.linear import Linear, make_linear
 from megatron_codec.inference.packed import PackedLinear
 from megatron_codec.inference.step import Step
@@ -31,11 +30,11 @@ class _Layer:
     """The weights of a layer, and its keys and values, [blocks, g, BLOCK, d] each."""
 
     attention_norm: Tensor
-    qkv: Linear | Tensor
+    qkv: Linear
     projection: Linear
     mlp_norm: Tensor
-    gate_and_up: Linear | Tensor
-    down: Linear | Tensor
+    gate_and_up: Linear
+    down: Linear
     keys: Tensor
     values: Tensor
 
@@ -77,8 +76,8 @@ class Decoder:
             are those of the logits.
         frees: the model is not needed any more: its weights are let go one by one as they are packed, so
             that no second copy of all of them is ever held.
-        compiled: let torch.compile fuse what lies between the attention and the sums over ranks, and leave
-            out what is made for a CPU.
+        graph_rows: on a GPU that shares the model with no other, record steps of up to so many rows that
+            decode as CUDA graphs (`graphs.py`); 0 records none.
     """
 
     def __init__(
@@ -89,14 +88,10 @@ class Decoder:
         rotary_base: float,
         max_length: int,
         int8: bool = False,
-        compiled: bool = False,
+        graph_rows: int = 0,
         frees: bool = False,
     ):
         config = model.config
-        self.compiled = compiled
-        fuse = functools.partial(torch.compile, dynamic=True) if compiled else _unchanged
-        self._enter: Callable[..., Tensor] = fuse(_enter)
-        self._mlp: Callable[..., Tensor] = fuse(_mlp)
         self.layout, self.config = layout, config
         self.hidden_size, self.dtype = config.hidden_size, config.params_dtype
         self.epsilon = config.layernorm_epsilon
@@ -113,12 +108,15 @@ class Decoder:
             device=layout.device,
         )
         self.layers = [
-            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i], int8, compiled)
+            _layer(weights, f"decoder.layers.{i}.", cache[0, i], cache[1, i], int8)
             for i in range(cache.shape[1])
         ]
         self.embedding = weights.get("embedding.word_embeddings.weight")
         self.norm = weights.get("decoder.final_layernorm.weight")
         self.output = weights.linear("output_layer.weight") if layout.has_output() else None
+        self.graphs = None
+        if graph_rows and self.attention.on_gpu and layout.tp == layout.pp == 1:
+            self.graphs = DecodeGraphs(self._decode, graph_rows, max_length, layout.device)
 
     def bytes_per_block(self) -> int:
         """Memory of one block in all layers of this process."""
@@ -133,14 +131,10 @@ class Decoder:
         for source, target in step.copies:
             for layer in self.layers:
                 layer.keys[target], layer.values[target] = layer.keys[source], layer.values[source]
+        if self.graphs is not None and self.graphs.takes(step):
+            return self.graphs(step)
         self.attention.begin(step)
-        hidden = self._input(step)
-        for layer in self.layers:
-            qkv = self._enter(hidden, layer.attention_norm, layer.qkv, self.epsilon)
-            context = self.attention(qkv, layer.keys, layer.values)
-            hidden = hidden + self._summed(layer.projection(context))
-            added = self._mlp(hidden, layer.mlp_norm, layer.gate_and_up, layer.down, self.epsilon)
-            hidden = hidden + self._summed(added)
+        hidden = self._through_layers(self._input(step))
         wanted = torch.from_numpy(step.wanted).to(device)
         if self.output is None:
             ranks = get_process_group_ranks(self.layout.groups.pp)
@@ -152,6 +146,22 @@ class Decoder:
             return self._hand_over(hidden.new_empty(0, 0))
         assert self.norm is not None
         return self._hand_over(self.output(_normed(hidden, self.norm, self.epsilon)))
+
+    def _decode(self, tokens: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> Tensor:
+        """Logits of rows that decode, fp32 [b, padded vocabulary]; see `DecodeGraphs`."""
+        assert self.embedding is not None and self.output is not None and self.norm is not None
+        self.attention.begin_decoding(positions, slots, tables)
+        hidden = self._through_layers(F.embedding(tokens, self.embedding))
+        return self.output(_normed(hidden, self.norm, self.epsilon)).float()
+
+    def _through_layers(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            qkv = layer.qkv(_normed(hidden, layer.attention_norm, self.epsilon))
+            context = self.attention(qkv, layer.keys, layer.values)
+            hidden = hidden + self._summed(layer.projection(context))
+            gate_and_up = layer.gate_and_up(_normed(hidden, layer.mlp_norm, self.epsilon))
+            hidden = hidden + self._summed(layer.down(_swiglu(gate_and_up)))
+        return hidden
 
     def _input(self, step: Step) -> Tensor:
         """The embedded tokens, or what the stage before has made of them, [t, h]."""
@@ -202,42 +212,20 @@ class Decoder:
         return logits
 
 
-def _unchanged(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return part
-
-
-def _enter(hidden: Tensor, norm: Tensor, qkv: Linear | Tensor, epsilon: float) -> Tensor:
-    """A layer up to its attention."""
-    return _product(_normed(hidden, norm, epsilon), qkv)
-
-
-def _mlp(
-    hidden: Tensor, norm: Tensor, gate_and_up: Linear | Tensor, down: Linear | Tensor, epsilon: float
-) -> Tensor:
-    """A layer behind its attention."""
-    return _product(_swiglu(_product(_normed(hidden, norm, epsilon), gate_and_up)), down)
-
-
-def _product(x: Tensor, linear: Linear | Tensor) -> Tensor:
-    return F.linear(x, linear) if isinstance(linear, Tensor) else linear(x)
-
-
 def _normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    if not torch.compiler.is_compiling() and kernels.fits(x, x.shape[-1]):
+    if kernels.fits(x, x.shape[-1]):
         return kernels.rms_norm(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 def _swiglu(gate_and_up: Tensor) -> Tensor:
-    if not torch.compiler.is_compiling() and kernels.fits(gate_and_up, gate_and_up.shape[-1] // 2):
+    if kernels.fits(gate_and_up, gate_and_up.shape[-1] // 2):
         return kernels.swiglu(gate_and_up)
     gate, up = gate_and_up.chunk(2, -1)
     return F.silu(gate) * up
 
 
-def _layer(
-    weights: _Weights, prefix: str, keys: Tensor, values: Tensor, int8: bool, compiled: bool
-) -> _Layer:
+def _layer(weights: _Weights, prefix: str, keys: Tensor, values: Tensor, int8: bool) -> _Layer:
     def norm(ours: str, fused: str) -> Tensor:
         # Transformer Engine keeps the norm's weight in the linear layer behind it.
         name = prefix + ours
@@ -246,16 +234,13 @@ def _layer(
     def linear(name: str) -> Linear:
         return weights.linear(f"{prefix}{name}.weight", int8)
 
-    def compilable(name: str) -> Linear | Tensor:
-        return weights[f"{prefix}{name}.weight"] if compiled else linear(name)
-
     return _Layer(
         attention_norm=norm("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
-        qkv=compilable("self_attention.linear_qkv"),
+        qkv=linear("self_attention.linear_qkv"),
         projection=linear("self_attention.linear_proj"),
         mlp_norm=norm("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
-        gate_and_up=compilable("mlp.linear_fc1"),
-        down=compilable("mlp.linear_fc2"),
+        gate_and_up=linear("mlp.linear_fc1"),
+        down=linear("mlp.linear_fc2"),
         keys=keys,
         values=values,
     )

@@ -93,20 +93,20 @@ class Engine:
         matrices = [p.numel() for name, p in model.named_parameters() if ".linear_" in name and p.dim() == 2]
         numbers = sum(p.numel() for p in model.parameters())
         size = model.config.params_dtype.itemsize
-        self.decoder = Decoder(model, layout, blocks, base, context, int8, config.compile, frees)
+        graph_rows = config.max_batch_size if config.cuda_graphs else 0
+        self.decoder = Decoder(model, layout, blocks, base, context, int8, graph_rows, frees)
         self.memory = Memory(
             weights=numbers * size - (sum(matrices) * (size - 1) if int8 else 0),
             cache=blocks * self.decoder.bytes_per_block(),
         )
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
-        # Padding of the embedding, BOS, and ids that stand for nothing are never chosen.
-        self.forbidden = torch.zeros(
-            model_config.padded_vocab_size(tokenizer.num_tokens), device=layout.device
-        )
+        # Padding of the embedding, BOS, and ids that stand for nothing are never chosen. Sampling is always
+        # on the CPU: its many small steps would take longer on a GPU.
+        self.forbidden = torch.zeros(model_config.padded_vocab_size(tokenizer.num_tokens))
         self.forbidden[tokenizer.num_tokens :] = -torch.inf
         self.forbidden[[tokenizer.bos, *tokenizer.unused]] = -torch.inf
         self.masks = Masks(
-            codec, tokenizer, len(self.forbidden), layout.device, config.canonical, config.in_range
+            codec, tokenizer, len(self.forbidden), self.forbidden.device, config.canonical, config.in_range
         )
         self._cache_tokens = blocks * BLOCK
         self._totals = Statistics(cache_total=self._cache_tokens)
@@ -290,7 +290,7 @@ class Engine:
             logits = self.decoder.forward(step)
             assert logits is not None
             self.scheduler.computed()
-            self._take(logits)
+            self._take(logits.cpu())
             self._totals.steps += 1
             self._totals.step_seconds += time.perf_counter() - started
         self._deliver()
@@ -426,7 +426,7 @@ class Engine:
         """The sampling settings of these rows; mostly those of the step before."""
         numbers = tuple(sample.request.number for sample in samples)
         if self._settings is None or self._settings[0] != numbers:
-            settings = RowSettings([sample.request.sampling for sample in samples], self.layout.device)
+            settings = RowSettings([sample.request.sampling for sample in samples], self.forbidden.device)
             self._settings = numbers, settings
         return self._settings[1]
 

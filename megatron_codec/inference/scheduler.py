@@ -218,6 +218,7 @@ class Scheduler:
         return Step(
             *(np.array(numbers, np.int64) for numbers in (tokens, positions, slots)),
             pieces=pieces,
+            tables=[part.sample.blocks for part in self.parts[:decoding]],
             wanted=np.array(wanted, np.int64),
             copies=copies,
         )

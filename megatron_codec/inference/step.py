@@ -38,6 +38,7 @@ class Step:
         tokens, positions, slots: int64 [rows]; token ids, their places in their sequences, and in the cache
             (block * BLOCK + offset).
         pieces: what the rows see.
+        tables: the blocks of each row that decodes, in order; these rows come first.
         wanted: rows whose logits are wanted.
         copies: pairs of blocks, copied from the first to the second before anything else.
     """
@@ -46,6 +47,7 @@ class Step:
     positions: np.ndarray
     slots: np.ndarray
     pieces: list[Piece]
+    tables: list[list[int]]
     wanted: np.ndarray
     copies: list[tuple[int, int]] = field(default_factory=list)
 

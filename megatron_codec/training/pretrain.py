@@ -7,13 +7,12 @@ import contextlib
 import logging
 import signal
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from megatron_codec import parallel
-from megatron_codec.config import PretrainConfig
+from megatron_codec.config import PretrainConfig, transformer_engine_installed
 from megatron_codec.errors import UserError, collecting, raise_all
 from megatron_codec.model import DelayedScales, build_model, initialize_weights, transformer_config
 from megatron_codec.parallel import Layout
@@ -183,7 +182,7 @@ def _inputs(config: PretrainConfig) -> tuple[PretrainConfig, Corpora, Path | Non
     world_size = parallel.world_size_from_environment()
     faults = [*config.faults(world_size), *sinks.faults(config)]
     fused = parallel.PLATFORM.transformer_engine
-    if config.fp8.in_hardware and not fused and find_spec("transformer_engine"):
+    if config.fp8.in_hardware and not fused and transformer_engine_installed():
         faults.append(
             UserError(
                 f"--fp8-format {config.fp8.fp8_format}",

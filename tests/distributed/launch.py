@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,17 @@ class RankFailed(Exception):
         super().__init__(message)
 
 
-def launch(function: str, world_size: int, timeout: float = 480, **arguments: Any) -> list[Any]:
+def launch(
+    function: str,
+    world_size: int,
+    timeout: float = 480,
+    environment: Mapping[str, str] | None = None,
+    **arguments: Any,
+) -> list[Any]:
     """Calls `module:name` with `arguments` in `world_size` processes and returns the result of each rank.
+
+    Args:
+        environment: variables of the processes on top of those of this one.
 
     Raises:
         RankFailed: with the output of the ranks that failed, or of all when the time is over. No process
@@ -51,13 +60,15 @@ def launch(function: str, world_size: int, timeout: float = 480, **arguments: An
             [sys.executable, "-m", "tests.distributed.launch", function, str(folder), str(rank)]
             for rank in range(world_size)
         ]
-        with running(commands, folder) as processes:
+        with running(commands, folder, environment) as processes:
             wait_for_all(processes, folder, timeout)
         return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(world_size)]
 
 
 @contextlib.contextmanager
-def running(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[list[subprocess.Popen]]:
+def running(
+    commands: Sequence[Sequence[str]], folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[list[subprocess.Popen]]:
     """Starts command i as rank i of a world of `len(commands)`, with its output in FOLDER/output-i.txt.
 
     Ends what is left of them, with their children, when the block is left.
@@ -68,21 +79,23 @@ def running(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[list[su
     processes = []
     try:
         for rank, command in enumerate(commands):
-            environment = os.environ | {
+            variables = {
+                **os.environ,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(len(commands)),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+                **(environment or {}),
             }
             with open(folder / f"output-{rank}.txt", "wb") as output:
                 processes.append(
                     subprocess.Popen(
                         command,
                         cwd=ROOT,
-                        env=environment,
+                        env=variables,
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,

@@ -123,16 +123,6 @@ def test_greedy_is_that_of_hugging_face(engine, prompts):
     assert [c.token_ids for c in again] == [c.token_ids for c in greedy for _ in range(2)]
 
 
-def test_compiled_layers_give_the_same(engine, tokenizer, prompts):
-    settings = {"temperature": 1.3, "seed": 4, "max_tokens": 12, "n": 2}
-    compiled = make_engine(tokenizer, compile=True)
-    ours = compiled.generate(prompts, Sampling(**settings))
-    expected = engine.generate(prompts, Sampling(**settings))
-    assert [c.token_ids for c in ours] == [c.token_ids for c in expected]
-    for one, other in zip(ours, expected, strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
-
-
 def test_the_memory_that_is_said_is_that_of_the_tensors(engine):
     layers = engine.decoder.layers
     assert engine.memory.cache == sum(

@@ -49,6 +49,23 @@ def test_what_megatron_asks_of_cuda_is_answered_by_the_cpu(prepared):
     torch.cuda.synchronize()
 
 
+def test_transformer_engine_and_apex_are_hidden_where_no_gpu_is_seen(tmp_path):
+    """As on a login node where they are installed: their kernels need a GPU."""
+    for module in ("transformer_engine", "apex", "amp_C"):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text("raise RuntimeError('imported without a GPU')")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from megatron_codec import platform
+from megatron_codec.config import transformer_engine_installed
+platform.prepare()
+from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
+print(clip_grads.multi_tensor_applier.__module__, transformer_engine_installed())
+"""
+    assert run_python(code) == "megatron.core.utils True"
+
+
 def test_a_device_chosen_by_a_block_is_kept():
     """transformers makes a model on "meta" before it reads its weights."""
     code = """
