@@ -61,6 +61,29 @@ py::object check(const Scan& scan, std::string_view bytes) {
   return py::make_tuple(Fault::kNone, bytes.size(), place(scan, at));
 }
 
+// For each complete MCU of a scan's beginning, how many bytes hold nothing of a later one: those up to its marker, or,
+// where none is due, up to the byte that it shares with the next. Ends at the first byte that is refused.
+std::vector<std::size_t> mcu_ends(const Scan& scan, std::string_view bytes) {
+  std::vector<std::size_t> ends;
+  Position at;
+  bool open = false;  // bytes that belong to the last MCU are still to come: a stuffed 00, a marker
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const std::int32_t before = at.mcus;
+    if (scan.step(at, static_cast<std::uint8_t>(bytes[i])) != Fault::kNone) break;
+    for (std::int32_t mcu = before; mcu < at.mcus; ++mcu) {
+      // More than one MCU can end in a byte; only the last of them can end with it.
+      const bool shared = at.state != 0 || mcu + 1 < at.mcus;
+      ends.push_back(shared ? i : i + 1);
+      open = !shared;
+    }
+    if (!open) continue;
+    ends.back() = i + 1;
+    open = at.phase != Position::kData && at.phase != Position::kDone;
+  }
+  if (open) ends.pop_back();
+  return ends;
+}
+
 // Reads bytes; the fault, and how many were read before it. The cursor stays where it was after a fault.
 py::tuple read_bytes(const Grammar& grammar, Cursor& at, std::string_view bytes) {
   Cursor then = at;
@@ -94,6 +117,7 @@ void bind_jpeg(py::module_& module) {
       .def(py::init(&make_scan), py::arg("blocks"), py::arg("dc"), py::arg("ac"), py::arg("mcus"),
            py::arg("interval"), py::arg("canonical"), py::arg("ranges"))
       .def("check", &check, py::arg("scan"))
+      .def("mcu_ends", &mcu_ends, py::arg("scan"))
       .def_property_readonly("states", &Scan::states);
   py::class_<Cursor>(module, "JpegCursor", "Where a stream stands.")
       .def("copy", [](const Cursor& at) { return at; })

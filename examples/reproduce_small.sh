@@ -4,23 +4,24 @@
 #
 #   bash examples/reproduce_small.sh              # all stages, one after the other
 #   bash examples/reproduce_small.sh compare      # three codecs: prompts at three ratios, from nothing, half size
+#   bash examples/reproduce_small.sh sampling     # the three at other cuts of top-k and top-p
 #   bash examples/reproduce_small.sh scale        # JPEG-LM in three sizes and for three lengths of training
-#   bash examples/reproduce_small.sh quality      # JPEG-LM at other JPEG qualities
+#   bash examples/reproduce_small.sh quality      # JPEG-LM at other JPEG qualities, and without restart markers
 #   bash examples/reproduce_small.sh report       # docs/reproduction.md from what is there
 #
-# FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), NUM_SAMPLES=1000 compares so
-# many pictures (200 by default). Stopped at any moment, the same command goes on where it was; all is kept in
-# runs/reproduction, or in RUN.
+# FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for half as
+# much; NUM_SAMPLES=1000 compares so many pictures (200 by default). Stopped at any moment, the same command goes on
+# where it was; all is kept in runs/reproduction, or in RUN.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 STAGES=("$@")
-[ ${#STAGES[@]} -gt 0 ] || STAGES=(compare scale quality report)
+[ ${#STAGES[@]} -gt 0 ] || STAGES=(compare sampling scale quality report)
 for stage in "${STAGES[@]}"; do
     case "$stage" in
-        compare | scale | quality | report) ;;
-        -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
-        *) echo "error: $stage: is not known; use compare, scale, quality or report" >&2; exit 2 ;;
+        compare | sampling | scale | quality | report) ;;
+        -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "error: $stage: is not known; use compare, sampling, scale, quality or report" >&2; exit 2 ;;
     esac
 done
 
@@ -52,15 +53,15 @@ dataset() {
     done
 }
 
-# jpeg_dataset NAME QUALITY
+# jpeg_dataset NAME FLAGS...: flags of the codec
 jpeg_dataset() {
-    local codec=(--image-size 32 --quality "$2" --remove-head)
-    if [ ! -f "$RUN/$1/tokenizer.json" ]; then
-        step "training a vocabulary of 320 entries for JPEG at quality $2"
+    local name="$1" codec=(--image-size 32 --remove-head "${@:2}")
+    if [ ! -f "$RUN/$name/tokenizer.json" ]; then
+        step "training a vocabulary of 320 entries for JPEG ${codec[*]}"
         python tools/train_tokenizer.py --codec jpeg "${TRAIN_INPUT[@]}" "${codec[@]}" --vocab-size 320 \
-            --num-samples 10000 --output "$RUN/$1/tokenizer.json"
+            --num-samples 10000 --output "$RUN/$name/tokenizer.json"
     fi
-    dataset "$1" preprocess_jpeg.py "${codec[@]}"
+    dataset "$name" preprocess_jpeg.py "${codec[@]}"
 }
 
 # train NAME DATASET FLOPS FLAGS...: RUN/models/NAME
@@ -85,10 +86,12 @@ evaluate() {
     shift
     step "evaluating $RUN/evaluations/$name"
     python tools/evaluate.py --load "${models[@]}" --data "${TEST_INPUT[1]}" --geometry pad \
-        --num-samples "$NUM_SAMPLES" --top-k 40 --top-p 0.9 --output "$RUN/evaluations/$name" "$@"
+        --num-samples "$NUM_SAMPLES" --output "$RUN/evaluations/$name" "$@"
 }
 
-jpeg_dataset jpeg 25
+half="$(python -c "print($FLOPS / 2)")" quarter="$(python -c "print($FLOPS / 4)")"
+CUTS=(--top-k 40 --top-p 0.9)
+jpeg_dataset jpeg --quality 25
 for stage in "${STAGES[@]}"; do
     case "$stage" in
         compare)
@@ -110,11 +113,14 @@ for stage in "${STAGES[@]}"; do
             train vq codes "$FLOPS" --seq-length 304
             # A picture has 1,024 tokens: 2 x 1,026 are about as many as 6 x 304.
             train pixels pixels "$FLOPS" --seq-length 1026 --micro-batch-size 2 --global-batch-size 2
-            evaluate compare jpeg vq pixels -- --ratios 0 0.25 0.5 0.75
-            evaluate half-size jpeg vq pixels -- --ratios 0.5 --half-size
+            evaluate compare jpeg vq pixels -- "${CUTS[@]}" --ratios 0 0.25 0.5 0.75
+            evaluate half-size jpeg vq pixels -- "${CUTS[@]}" --ratios 0.5 --half-size
+            ;;
+        sampling)
+            # The cuts of the paper, once each: a pixel model takes long.
+            evaluate sampling jpeg vq pixels -- --top-k 40 80 --top-p 0.9 1 --ratios 0 0.5 --seeds 1 --references
             ;;
         scale)
-            half="$(python -c "print($FLOPS / 2)")" quarter="$(python -c "print($FLOPS / 4)")"
             train jpeg jpeg "$FLOPS" --seq-length 304
             train jpeg-half jpeg "$half" --seq-length 304
             train jpeg-quarter jpeg "$quarter" --seq-length 304
@@ -124,15 +130,17 @@ for stage in "${STAGES[@]}"; do
                 --ffn-hidden-size 384 --num-attention-heads 2
             train jpeg-2x64 jpeg "" --train-iters "$steps" --seq-length 304 --num-layers 2 --hidden-size 64 \
                 --ffn-hidden-size 192 --num-attention-heads 1
-            evaluate scale jpeg jpeg-half jpeg-quarter jpeg-4x128 jpeg-2x64 -- --ratios 0 0.5
+            evaluate scale jpeg jpeg-half jpeg-quarter jpeg-4x128 jpeg-2x64 -- "${CUTS[@]}" --ratios 0 0.5
             ;;
         quality)
-            train jpeg jpeg "$FLOPS" --seq-length 304
+            train jpeg-half jpeg "$half" --seq-length 304
             for quality in 10 50; do
-                jpeg_dataset "jpeg-q$quality" "$quality"
-                train "jpeg-q$quality" "jpeg-q$quality" "$FLOPS" --seq-length 304
+                jpeg_dataset "jpeg-q$quality" --quality "$quality"
+                train "jpeg-q$quality" "jpeg-q$quality" "$half" --seq-length 304
             done
-            evaluate quality jpeg jpeg-q10 jpeg-q50 -- --ratios 0 0.5
+            jpeg_dataset jpeg-no-markers --quality 25 --restart-interval 0
+            train jpeg-no-markers jpeg-no-markers "$half" --seq-length 304
+            evaluate quality jpeg-half jpeg-q10 jpeg-q50 jpeg-no-markers -- "${CUTS[@]}" --ratios 0 0.5
             ;;
         report)
             python tools/report_reproduction.py --run "$RUN" --output docs/reproduction.md

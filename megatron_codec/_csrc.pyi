@@ -106,6 +106,8 @@ class JpegScan:
     ) -> None: ...
     def check(self, scan: bytes) -> tuple[JpegFault, int, _Place] | None:
         """The first fault, its offset and place; NONE where bytes are missing, None for a whole scan."""
+    def mcu_ends(self, scan: bytes) -> list[int]:
+        """For each complete MCU, how many bytes hold nothing of a later one; ends at the first fault."""
 
     @property
     def states(self) -> int: ...

@@ -12,7 +12,7 @@ left out and spliced in again when a stream is decoded.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -48,6 +48,8 @@ class JpegCodec:
         quality: libjpeg's quality, 1 to 100.
         remove_head: also leave out the constant head (SOI to the end of the scan header). Worth it for small
             pictures, of which the head is a large part; the paper keeps it.
+        restart_interval: MCUs between restart markers, 0 for none. The paper has a marker after every MCU,
+            where a decoder, and a model, finds the beginning of a byte again.
     """
 
     name: ClassVar[str] = "jpeg"
@@ -56,6 +58,7 @@ class JpegCodec:
     image_size: int = 256
     quality: int = 25
     remove_head: bool = False
+    restart_interval: int = 1
 
     def __post_init__(self) -> None:
         faults = []
@@ -65,11 +68,16 @@ class JpegCodec:
             faults.append(UserError(f"image size {self.image_size}", rule, f"use {near}"))
         if not 1 <= self.quality <= 100:
             faults.append(UserError(f"quality {self.quality}", "must lie between 1 and 100"))
+        if not 0 <= self.restart_interval < 65536:
+            rule = "must lie between 0 (no markers) and 65535 MCUs"
+            faults.append(
+                UserError(f"restart interval {self.restart_interval}", rule, "use 1, as the paper does")
+            )
         raise_all(faults)
 
     @property
     def num_patches(self) -> int:
-        """MCUs of 16x16 pixels in a picture; each is one restart interval of the stream."""
+        """MCUs of 16x16 pixels in a picture."""
         return (self.image_size // MCU_SIZE) ** 2
 
     @cached_property
@@ -79,7 +87,7 @@ class JpegCodec:
 
     @cached_property
     def head(self) -> bytes:
-        """What every stream begins with: SOI, APP0, SOF0, DRI and the scan header (59 bytes)."""
+        """What every stream begins with: SOI, APP0, SOF0, DRI and scan header; 59 bytes, 53 without DRI."""
         return _head_of(self._save(self._blank(), _WITHOUT_TABLES))
 
     @property
@@ -137,7 +145,10 @@ class JpegCodec:
         return unit * int(self.num_patches // unit * ratio)
 
     def prompt(self, stream: bytes, ratio: float) -> bytes:
-        """The prefix with the first `prompt_patches(ratio)` patches, ending in their last restart marker.
+        """The prefix that holds the first `prompt_patches(ratio)` patches and nothing of the next one.
+
+        It ends in the restart marker behind them. Where there is none, patches share bytes, and the byte in
+        which the last of them ends is left out where the next one begins in it.
 
         Ratio 0 gives the head alone, ratio 1 the stream. A stream with fewer patches is returned whole.
         """
@@ -145,16 +156,24 @@ class JpegCodec:
         patches = self.prompt_patches(ratio)
         if patches == 0:
             return stream[:start]
-        markers = _RESTART_MARKER.finditer(stream, start)
-        last = next(islice(markers, patches - 1, None), None)
-        return stream[: last.end()] if last else stream
+        if patches == self.num_patches:
+            return stream
+        last = next(islice(self._patch_ends(stream), patches - 1, None), None)
+        return stream if last is None else stream[:last]
 
     def whole_patches(self, stream: bytes) -> tuple[int, bytes]:
         """How many patches of an unfinished stream are complete, and the prefix that ends with the last of
-        them: `to_file` of it shows these patches as they will be in the finished picture, and grey below."""
+        them, as in `prompt`: with a restart marker after every patch, `to_file` of it shows these patches as
+        they will be in the finished picture, and grey below."""
+        ends = list(self._patch_ends(stream))
+        return len(ends), stream[: ends[-1] if ends else len(self.preamble)]
+
+    def _patch_ends(self, stream: bytes) -> Iterator[int]:
+        """The length of `prompt` for 1, 2, ... patches, as far as the stream has them."""
         start = len(self.preamble)
-        ends = [match.end() for match in _RESTART_MARKER.finditer(stream, start)]
-        return len(ends), stream[: ends[-1] if ends else start]
+        if self.restart_interval == 1:  # known without reading the codes, of a damaged stream as well
+            return (match.end() for match in _RESTART_MARKER.finditer(stream, start))
+        return (start + end for end in self._scan.mcu_ends(stream[start:]))
 
     @cached_property
     def format(self) -> Format:
@@ -186,7 +205,10 @@ class JpegCodec:
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings, for `get_codec`."""
-        return {"name": self.name, "settings": asdict(self)}
+        settings = asdict(self)
+        if self.restart_interval == 1:
+            del settings["restart_interval"]  # files written before it was a setting are of the same codec
+        return {"name": self.name, "settings": settings}
 
     def _blank(self) -> Image.Image:
         return Image.new("RGB", (self.image_size, self.image_size))
@@ -199,7 +221,7 @@ class JpegCodec:
             quality=self.quality,
             subsampling="4:2:0",
             streamtype=streamtype,
-            restart_marker_blocks=1,
+            restart_marker_blocks=self.restart_interval,
         )
         return buffer.getvalue()
 

@@ -1,7 +1,7 @@
 """The report of examples/reproduce_small.sh: the paper's comparison made small, from what its stages left.
 
-RUN/evaluations/compare/  half-size/  scale/  quality/     folders of tools/evaluate.py
-RUN/models/NAME/metrics.jsonl                              of training
+RUN/evaluations/compare/  half-size/  sampling/  scale/  quality/     folders of tools/evaluate.py
+RUN/models/NAME/metrics.jsonl                                         of training
 """
 
 import json
@@ -60,11 +60,11 @@ class Stage:
         return {checkpoint["name"]: checkpoint for checkpoint in self.results["checkpoints"]}
 
     def number(self, name: str, ratio: float, what: str = "frechet") -> dict[str, Any] | None:
-        """Mean and deviation of a row; `name` is a model's or a reference's."""
+        """Mean and deviation of a row; `name` is the row's, or that of a model."""
         for row in self.results["rows"]:
-            # "model (jpeg), top-k 40, top-p 0.9"
-            its_name = row["completer"].partition("model (")[2].partition(")")[0] or row["completer"]
-            if (its_name, row["ratio"]) == (name, ratio):
+            # "model (jpeg), top-k 40, top-p 0.9", which may be called "jpeg" where there is one of it
+            short = row["completer"].partition("model (")[2].partition(")")[0]
+            if name in (short, row["completer"]) and row["ratio"] == ratio:
                 return row["numbers"].get(what)
         return None
 
@@ -96,10 +96,10 @@ def write_reproduction(run: Path, output: Path) -> list[str]:
     _beginning(document, stage, answers)
     _models(document, stage, run, output)
     _distances(document, stage, output)
-    for name, write in (("half-size", _half_size), ("scale", _scale), ("quality", _quality)):
+    for name, write in _OTHER_STAGES.items():
         other = Stage.read(run, name)
         if other is not None:
-            write(document, other)
+            write(document, other, run, output)
     with whole_file(output, "w") as stream:
         stream.write(document.markdown())
     return answers
@@ -153,9 +153,7 @@ def _models(document: Document, stage: Stage, run: Path, output: Path) -> None:
         "codec that keeps less has less to predict. The network of the VQ codec was trained before, and that "
         "computation is not counted."
     )
-    curves = {MODELS[name]: _curve(run, stage.checkpoints[name]) for name in MODELS}
-    _plot_curves(curves, output.parent / "images" / "reproduction-loss.png")
-    document.picture("images/reproduction-loss.png", "Held-out bits a picture over computation")
+    _curves(document, stage, run, output, MODELS, "reproduction-loss.png")
 
 
 def _distances(document: Document, stage: Stage, output: Path) -> None:
@@ -170,7 +168,7 @@ def _distances(document: Document, stage: Stage, output: Path) -> None:
     document.table(["originals through", "PSNR, dB", "bytes a picture", names["frechet"]], rows)
     _keep(document, stage.folder / "codecs.png", output, "Originals, and what the codecs leave of them")
     document.heading("Distances")
-    for what, form in (("frechet", ".1f"), ("precision", ".3f"), ("recall", ".3f")):
+    for what, form in (("frechet", ".1f"), ("kernel", ".3f"), ("precision", ".3f"), ("recall", ".3f")):
         document.paragraph(f"{names[what]}, mean and deviation over seeds, over prompt ratios:")
         document.table(
             ["", *(f"{ratio:g}" for ratio in stage.ratios)],
@@ -185,28 +183,51 @@ def _distances(document: Document, stage: Stage, output: Path) -> None:
         _keep(document, stage.folder / f"contact-{ratio:g}.png", output, caption)
 
 
-def _half_size(document: Document, stage: Stage) -> None:
+def _half_size(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("At half size on black")
     document.paragraph("The same models and prompts; pictures of 16x16 in the middle of black ones.")
     _table_of(document, stage, list(MODELS.items()))
 
 
-def _scale(document: Document, stage: Stage) -> None:
+def _sampling(document: Document, stage: Stage, run: Path, output: Path) -> None:
+    document.heading("Over top-k and top-p")
+    document.paragraph(f"The same models, {stage.results['settings']['seeds']} seed.")
+    rows = [row["completer"] for row in stage.results["rows"]]
+    _table_of(document, stage, [(name, _titled(name)) for name in dict.fromkeys(rows)])
+
+
+def _scale(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("JPEG-LM over size and length of training")
     document.paragraph(
-        "The first three have the same size and the computation of the table; the others the same tokens as "
-        "the first."
+        "Three models of one size, trained for the computation of the comparison, half and a quarter of it; "
+        "and smaller ones, trained on as many tokens as the first."
     )
-    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in stage.checkpoints])
-    _table_of(document, stage, [(name, name) for name in stage.checkpoints])
+    names = {name: name for name in stage.checkpoints}
+    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
+    _curves(document, stage, run, output, names, "reproduction-scale.png")
+    _table_of(document, stage, list(names.items()))
 
 
-def _quality(document: Document, stage: Stage) -> None:
-    document.heading("JPEG-LM over JPEG quality")
-    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in stage.checkpoints])
-    rows = [(name, name) for name in stage.checkpoints]
-    rows += [(name, name) for name in stage.references if name.startswith("original, ")]
+def _quality(document: Document, stage: Stage, run: Path, output: Path) -> None:
+    document.heading("JPEG-LM over JPEG quality, and without restart markers")
+    document.paragraph(
+        "Each model was trained for the same computation, half that of the comparison, on the same pictures "
+        "in another codec: quality 10, 25 and 50, and quality 25 without restart markers."
+    )
+    names = {name: name for name in stage.checkpoints}
+    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
+    _curves(document, stage, run, output, names, "reproduction-quality.png")
+    rows = [*names.items(), *((name, name) for name in stage.references if name.startswith("original, "))]
     _table_of(document, stage, rows)
+
+
+_OTHER_STAGES = {"half-size": _half_size, "sampling": _sampling, "scale": _scale, "quality": _quality}
+
+
+def _titled(row: str) -> str:
+    """A row of a model under its title: "model (vq), top-k 40" is "VQ transformer, top-k 40"."""
+    name = row.partition("model (")[2].partition(")")[0]
+    return row.replace(f"model ({name})", MODELS.get(name, name)) if name else row
 
 
 def _table_of(document: Document, stage: Stage, names: Sequence[tuple[str, str]]) -> None:
@@ -251,6 +272,15 @@ def _cell(number: Mapping[str, Any] | None, form: str) -> str:
         return "-"
     deviation = "" if number["deviation"] is None else f" +- {number['deviation']:{form}}"
     return f"{number['mean']:{form}}{deviation}"
+
+
+def _curves(
+    document: Document, stage: Stage, run: Path, output: Path, titles: Mapping[str, str], file: str
+) -> None:
+    """A plot of what training was like, for each model under its title."""
+    curves = {title: _curve(run, stage.checkpoints[name]) for name, title in titles.items()}
+    _plot_curves(curves, output.parent / "images" / file)
+    document.picture(f"images/{file}", "Held-out bits a picture over computation")
 
 
 def _curve(run: Path, checkpoint: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -298,6 +328,8 @@ def _command(settings: Mapping[str, Any]) -> str:
     words = ["python", "tools/evaluate.py", "--load", *settings["load"], "--data", *settings["data"]]
     words += ["--geometry", settings["geometry"], "--num-samples", str(settings["num_samples"])]
     words += ["--ratios", *(f"{ratio:g}" for ratio in settings["ratios"])]
-    words += ["--top-k", str(settings["top_k"][0]), "--top-p", f"{settings['top_p'][0]:g}"]
+    words += ["--top-k", *(f"{top_k:g}" for top_k in settings["top_k"])]
+    words += ["--top-p", *(f"{top_p:g}" for top_p in settings["top_p"])]
+    words += ["--seeds", str(settings["seeds"])] if settings["seeds"] != 3 else []
     words += ["--half-size"] if settings["half_size"] else []
     return shlex.join([*words, "--output", settings["output"]])

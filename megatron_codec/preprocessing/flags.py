@@ -77,10 +77,14 @@ class PictureFlags(PictureInputFlags):
     """JPEG quality, 1 to 100."""
     remove_head: bool = False
     """Leave out the constant head of every stream as well; worth it for small pictures."""
+    restart_interval: int = 1
+    """Patches of 16x16 pixels between restart markers, 0 for none; the paper has one after every patch."""
 
     def encoder(self) -> PictureEncoder:
         """See `InputFlags`."""
-        return self.encoder_of(JpegCodec(self.image_size, self.quality, self.remove_head))
+        return self.encoder_of(
+            JpegCodec(self.image_size, self.quality, self.remove_head, self.restart_interval)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

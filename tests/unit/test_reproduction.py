@@ -26,7 +26,8 @@ def results(names, ratios=(0, 0.5)):
                 continue
             mean, deviation = distances[number]
             numbers = {"frechet": {"mean": mean, "deviation": deviation, "values": [mean]}}
-            numbers |= {k: {"mean": 0.5, "deviation": None, "values": [0.5]} for k in ("precision", "recall")}
+            half = {"mean": 0.5, "deviation": None, "values": [0.5]}
+            numbers |= dict.fromkeys(("kernel", "precision", "recall"), half)
             if name.startswith("original,"):
                 numbers |= {
                     "psnr": {"mean": 28.25, "deviation": None},
@@ -51,7 +52,7 @@ def results(names, ratios=(0, 0.5)):
         "ratios": ratios, "geometry": "pad", "num_samples": 20, "half_size": False, "output": "out",
     }  # fmt: skip
     return {
-        "names": {"frechet": "Frechet distance (X)", "precision": "precision", "recall": "recall"},
+        "names": {"frechet": "Frechet distance (X)"} | {n: n for n in ("kernel", "precision", "recall")},
         "pictures": 20,
         "settings": settings,
         "warnings": ["few pictures"],
@@ -66,10 +67,16 @@ def run(tmp_path):
         ("compare", ("jpeg", "vq", "pixels")),
         ("scale", ("jpeg",)),
         ("quality", ("jpeg",)),
+        ("sampling", ("jpeg", "vq")),
     ):
         folder = tmp_path / "run/evaluations" / name
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(results(models)))
+        found = results(models)
+        if name == "sampling":
+            wider = [row | {"completer": row["completer"].replace("40", "80")} for row in found["rows"]]
+            found["rows"] = [row for row in found["rows"] + wider if row["completer"].startswith("model")]
+            found["settings"] |= {"seeds": 1, "top_k": [40, 80], "top_p": [0.9, 1.0]}
+        (folder / "results.json").write_text(json.dumps(found))
     pictures = ("codecs.png", "distance.png", "contact-0.png", "contact-0.5.png")
     for number, picture in enumerate(pictures):
         pixels = np.full((8, 8, 3), number, np.uint8)
@@ -106,11 +113,13 @@ def test_the_report_has_the_numbers_and_its_pictures(run, tmp_path):
     assert "| VQ transformer | 6 x 256 | 5.12M | 1,000 | 1.8M | 12,079 | 5.00e+13 | 3.500 | 0.750 |" in text
     assert "> **Warning:** few pictures" in text
     assert "over JPEG quality" in text and "half size" not in text
+    assert "| VQ transformer, top-k 80, top-p 0.9 | 100.0 +- 1.0 | 32.0 +- 2.0 |" in text
+    assert "--top-k 40 80 --top-p 0.9 1 --seeds 1 --output" in text
     assert "--data 'x y.gz' --geometry pad --num-samples 20 --ratios 0 0.5 --top-k 40 --top-p 0.9" in text
     for line in text.splitlines():
         if line.startswith("!["):
             assert (output.parent / line.rpartition("(")[2].rstrip(")")).is_file()
-    assert text.count("![") == 5
+    assert text.count("![") == 7
     before = output.read_bytes()
     write_reproduction(run, output)
     assert output.read_bytes() == before

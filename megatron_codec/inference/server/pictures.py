@@ -121,13 +121,14 @@ class Partials:
     """Decides when an unfinished picture is worth showing: evenly over the patches that are still to come.
 
     Args:
-        count: how many to show; none are for a codec whose patches cannot be told apart.
+        count: how many to show; none are for a codec without a marker after every patch, which the rest of
+            a picture cannot be shown grey without.
     """
 
     def __init__(self, picture: Picture, count: int):
         self.picture, self.codec = picture, picture.codec
         self.marks: list[float] = []
-        if isinstance(self.codec, JpegCodec):
+        if isinstance(self.codec, JpegCodec) and self.codec.restart_interval == 1:
             given, _ = self.codec.whole_patches(picture.prefix)
             left = self.codec.num_patches - given
             self.marks = [given + left * (k + 1) / (count + 1) for k in range(count)]
