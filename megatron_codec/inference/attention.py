@@ -15,12 +15,12 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from megatron_codec.inference import kernels
 from megatron_codec.inference.blocks import BLOCK
 from megatron_codec.inference.step import Piece, PieceIndex, Step
 from megatron_codec.model.layers import Rotary, Rotate
+from megatron_codec.model.products import attention, multiply
 
 
 class PagedAttention:
@@ -155,7 +155,7 @@ class _Gathered:
             k, v = (store[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for store in (keys, values))
             positions = self.positions[rows]
             mask = torch.arange(start, start + length, device=query.device) <= positions[:, None]
-            out = F.scaled_dot_product_attention(
+            out = attention(
                 query[rows].permute(1, 2, 0, 3),  # [g, q, rows, d]
                 k[:, None],
                 v[:, None],
@@ -176,24 +176,24 @@ class _Gathered:
         rows = self.single_rows
         # [rows, g, q, k] = [rows, g, q, d] x [rows, g, d, k]
         k, v = (store[self.single_table].transpose(1, 2).flatten(2, 3) for store in (keys, values))
-        scores = (query[rows] @ k.transpose(2, 3)).float() * scale
+        scores = multiply(query[rows], k.transpose(2, 3)).float() * scale
         scores = scores.masked_fill(~self.single_mask[:, None, None], -torch.inf)
         most = scores.amax(-1, keepdim=True)
         weights = (scores - most).exp()
-        total, product = weights.sum(-1, keepdim=True), (weights.to(v.dtype) @ v).float()
+        total, product = weights.sum(-1, keepdim=True), multiply(weights.to(v.dtype), v).float()
         if self.shared:
             place = torch.full((len(query),), -1, device=query.device)
             place[rows] = torch.arange(len(rows), device=query.device)
         for _, length, shared_rows, blocks in self.shared:
             k, v = (store[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for store in (keys, values))
             q = query[shared_rows].transpose(0, 1)  # [g, rows, q, d]
-            scores = (q.flatten(1, 2) @ k.transpose(1, 2)).float().unflatten(1, q.shape[1:3]) * scale
+            scores = multiply(q.flatten(1, 2), k.transpose(1, 2)).float().unflatten(1, q.shape[1:3]) * scale
             at = place[shared_rows]
             before = most[at]
             most[at] = torch.maximum(before, scores.amax(-1, keepdim=True).transpose(0, 1))
             weights = (scores - most[at].transpose(0, 1)).exp()
             kept = (before - most[at]).exp()
             total[at] = total[at] * kept + weights.sum(-1, keepdim=True).transpose(0, 1)
-            added = (weights.to(v.dtype).flatten(1, 2) @ v).float().unflatten(1, q.shape[1:3])
+            added = multiply(weights.to(v.dtype).flatten(1, 2), v).float().unflatten(1, q.shape[1:3])
             product[at] = product[at] * kept + added.transpose(0, 1)
         result[rows] = (product / total).to(result.dtype)

@@ -16,16 +16,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_codec.config import Fp8Config
+from megatron_codec.model.products import OwnProduct, multiply
 from megatron_codec.model.weights import global_name
 from megatron_codec.parallel import Layout
 
@@ -158,7 +154,8 @@ class _Product(torch.autograd.Function):
             layer.fp8_weight.observe(weight)
         ctx.save_for_backward(x, weight)
         ctx.layer = layer
-        return (layer.fp8_input.rows(flat) @ layer.fp8_weight.rows(weight).T).unflatten(0, x.shape[:-1])
+        product = multiply(layer.fp8_input.rows(flat), layer.fp8_weight.rows(weight).T)
+        return product.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
@@ -166,14 +163,14 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         layer, gradient = ctx.layer, gradients[0].flatten(0, -2)
         layer.fp8_gradient.observe(gradient)
-        to_x = layer.fp8_gradient.rows(gradient) @ layer.fp8_weight.columns(weight)
+        to_x = multiply(layer.fp8_gradient.rows(gradient), layer.fp8_weight.columns(weight))
         flat = x.flatten(0, -2)
         if layer.fp8_config.fp8_wgrad:
             gradient, flat = layer.fp8_gradient.columns(gradient), layer.fp8_input.columns(flat)
-        return to_x.view_as(x), gradient.T @ flat, None
+        return to_x.view_as(x), multiply(gradient.T, flat), None
 
 
-class _Emulated(torch.nn.Module):
+class _Emulated(OwnProduct):
     """What both kinds of parallel layers add to Megatron-Core's.
 
     Under delayed scaling each tensor's scale is that of all ranks; under the others a rank scales its part.
@@ -188,14 +185,8 @@ class _Emulated(torch.nn.Module):
         self.fp8_weight = quantizer(fp8, "weight")
         self.fp8_gradient = quantizer(fp8, "gradient")
 
-    def _forward_impl(
-        self, input: Tensor, weight: Tensor, sequence_parallel=False, allreduce_dgrad=False, **unused
-    ) -> Tensor:
-        if sequence_parallel:
-            input = gather_from_sequence_parallel_region(input, group=self.tp_group)
-        elif allreduce_dgrad:
-            input = copy_to_tensor_model_parallel_region(input, group=self.tp_group)
-        return _Product.apply(input, weight, self)
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return _Product.apply(x, weight, self)
 
 
 class Fp8ColumnParallelLinear(_Emulated, ColumnParallelLinear):
@@ -250,11 +241,7 @@ class DelayedScales:
             scale.history.copy_(state[name][1:])
 
 
-def emulated_linears(config: Fp8Config | None) -> Iterator[tuple[type, dict]]:
+def emulated_linears(config: Fp8Config) -> Iterator[tuple[type, dict]]:
     """Yields class and parameters of the layer cut by rows, then of the one cut by columns."""
-    if config is None:
-        yield ColumnParallelLinear, {}
-        yield RowParallelLinear, {}
-    else:
-        yield Fp8ColumnParallelLinear, {"fp8": config}
-        yield Fp8RowParallelLinear, {"fp8": config}
+    yield Fp8ColumnParallelLinear, {"fp8": config}
+    yield Fp8RowParallelLinear, {"fp8": config}

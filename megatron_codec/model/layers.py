@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_codec.model import kernels
+from megatron_codec.model.products import attention
 from megatron_codec.parallel import context_parallel_positions
 
 _FP32 = torch.empty(0)
@@ -157,7 +158,7 @@ class SdpaAttention(MegatronModule):
         cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=query)
         # The values lie between queries and keys in memory; torch's kernel is slower on them than a copy.
         q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value.contiguous()))
-        out_bnsd = F.scaled_dot_product_attention(
+        out_bnsd = attention(
             Rotate.apply(q_bnsd, cos_sd, sin_sd),
             Rotate.apply(k_bgsd, cos_sd, sin_sd),
             v_bgsd,
@@ -179,7 +180,7 @@ class SdpaAttention(MegatronModule):
             end = int(positions[-1]) + 1
             mask = positions[:, None] >= torch.arange(end, device=query.device)
             out_bnsd.append(
-                F.scaled_dot_product_attention(
+                attention(
                     Rotate.apply(piece.permute(1, 2, 0, 3), cos[positions], sin[positions]),
                     k_bgsd[:, :, :end],
                     v_bgsd[:, :, :end],

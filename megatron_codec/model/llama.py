@@ -29,6 +29,7 @@ from megatron_codec import platform
 from megatron_codec.config import Fp8Config, ModelConfig, ParallelConfig, TrainingConfig
 from megatron_codec.model.fp8 import emulated_linears
 from megatron_codec.model.layers import RMSNorm, Rotary, SdpaAttention, SwiGLU
+from megatron_codec.model.products import plain_linears
 from megatron_codec.parallel import Layout
 
 
@@ -103,6 +104,12 @@ def transformer_config(
 class Llama(GPTModel):
     """GPTModel with torch's cross-entropy where the vocabulary is not cut: one kernel instead of ten."""
 
+    def __init__(self, config: TransformerConfig, **rest):
+        super().__init__(config=config, **rest)
+        if self.post_process:
+            # Megatron-Core makes this one without asking a spec. The other class has no state of its own.
+            self.output_layer.__class__ = plain_linears(config.bf16)[0]
+
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Nats of every token, fp32 [b, s], from `labels` [b, s] and `logits` [s, b, v / TP]."""
         if self.config.tensor_model_parallel_size > 1:
@@ -143,7 +150,7 @@ def build_model(
         first = get_transformer_layer_offset(config, vp_stage)
         numbers = range(first, first + config.num_layers // (layout.pp * layout.vp))
         layers = [
-            _plain_layer(None if is_first_last_bf16_layer(config, number) else emulation)
+            _plain_layer(config.bf16, None if is_first_last_bf16_layer(config, number) else emulation)
             for number in numbers
         ]
         spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
@@ -168,9 +175,10 @@ def build_model(
     )
 
 
-def _plain_layer(emulation: Fp8Config | None = None) -> ModuleSpec:
+def _plain_layer(bf16: bool, emulation: Fp8Config | None) -> ModuleSpec:
     """A layer of Megatron-Core's own modules and ours, for where Transformer Engine is not installed."""
-    by_rows, by_columns = (ModuleSpec(kind, params=params) for kind, params in emulated_linears(emulation))
+    kinds = emulated_linears(emulation) if emulation else ((kind, {}) for kind in plain_linears(bf16))
+    by_rows, by_columns = (ModuleSpec(kind, params=params) for kind, params in kinds)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
