@@ -160,7 +160,7 @@ def test_the_source_is_left_alone(photo):
         Image.new("F", (5, 5)),
         Image.new("RGB", (0, 5)),
     ],
-    ids=lambda picture: str(getattr(picture, "shape", None) or picture),
+    ids=lambda picture: f"{type(picture).__name__} of {getattr(picture, 'shape', None) or picture.size}",
 )
 def test_what_is_no_picture_is_refused(picture):
     with pytest.raises(UserError):
