@@ -11,7 +11,7 @@
 #
 # FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for half as
 # much; NUM_SAMPLES=1000 compares so many pictures (200 by default). Stopped at any moment, the same command goes on
-# where it was; all is kept in runs/reproduction, or in RUN.
+# where it was; all is kept in runs/reproduction, or in RUN. REPORT names another file for the report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -143,7 +143,7 @@ for stage in "${STAGES[@]}"; do
             evaluate quality jpeg-half jpeg-q10 jpeg-q50 jpeg-no-markers -- "${CUTS[@]}" --ratios 0 0.5
             ;;
         report)
-            python tools/report_reproduction.py --run "$RUN" --output docs/reproduction.md
+            python tools/report_reproduction.py --run "$RUN" --output "${REPORT:-docs/reproduction.md}"
             ;;
     esac
 done

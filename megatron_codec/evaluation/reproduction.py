@@ -83,23 +83,29 @@ def write_reproduction(run: Path, output: Path) -> list[str]:
         output: the Markdown file; pictures go into the folder `images` beside it.
 
     Returns:
-        The plain answer, a sentence for each prompt ratio.
+        The plain answer, a sentence for each prompt ratio; none without the stage `compare`.
 
     Raises:
-        UserError: the stage `compare` has not ended.
+        UserError: no stage has ended.
     """
-    stage = Stage.read(run, "compare")
-    if stage is None:
-        raise UserError(f"{run}", "has no finished comparison", f"run {_COMMAND} compare")
+    stages = {name: stage for name in _STAGES if (stage := Stage.read(run, name)) is not None}
+    if not stages:
+        raise UserError(f"{run}", "has no stage that has ended", f"run {_COMMAND}")
     document = Document("The paper's comparison in small", output.parent)
-    answers = answer(stage)
-    _beginning(document, stage, answers)
-    _models(document, stage, run, output)
-    _distances(document, stage, output)
-    for name, write in _OTHER_STAGES.items():
-        other = Stage.read(run, name)
-        if other is not None:
-            write(document, other, run, output)
+    first = next(iter(stages.values()))
+    document.paragraph(_what_it_is(first))
+    answers = answer(stages["compare"]) if "compare" in stages else []
+    if answers:
+        document.heading("The answer at this scale")
+        document.paragraph(
+            "The paper, with 7B models and FID, reports JPEG-LM 31% below the VQ transformer on average over "
+            "its partial-prompt tables. Here:"
+        )
+        document.paragraph("\n".join(f"- {sentence}" for sentence in answers))
+    for warning in first.results["warnings"]:
+        document.warning(warning)
+    for name, stage in stages.items():
+        _STAGES[name](document, stage, run, output)
     with whole_file(output, "w") as stream:
         stream.write(document.markdown())
     return answers
@@ -126,27 +132,25 @@ def answer(stage: Stage) -> list[str]:
     return sentences
 
 
-def _beginning(document: Document, stage: Stage, answers: Sequence[str]) -> None:
+def _what_it_is(stage: Stage) -> str:
     settings = stage.results["settings"]
-    document.paragraph(
+    return (
         f"Written by `{_COMMAND}`, which trains each model, and `{_COMMAND} report`, which writes this page. "
-        "Three models on Fashion-MNIST at 32x32 (60,000 pictures to train on; the colour pipeline is that of "
-        f"any picture), the same Llama, as much computation for each; {stage.results['pictures']} held-out "
-        f"pictures are completed with {settings['seeds']} seeds (top-k {settings['top_k'][0]}, top-p "
-        f"{settings['top_p'][0]:g}). {stage.results['names']['frechet']}: lower is nearer to the real ones."
+        "Models on Fashion-MNIST at 32x32 (60,000 pictures to train on; the colour pipeline is that of any "
+        f"picture), all of them Llamas; {stage.results['pictures']} held-out pictures are completed with "
+        f"{settings['seeds']} seeds (top-k {settings['top_k'][0]}, top-p {settings['top_p'][0]:g}) unless it "
+        f"says otherwise. {stage.results['names']['frechet']}: lower is nearer to the real ones."
     )
-    document.heading("The answer at this scale")
-    document.paragraph(
-        "The paper, with 7B models and FID, reports JPEG-LM 31% below the VQ transformer on average over its "
-        "partial-prompt tables. Here:"
-    )
-    document.paragraph("\n".join(f"- {sentence}" for sentence in answers))
-    for warning in stage.results["warnings"]:
-        document.warning(warning)
+
+
+def _compare(document: Document, stage: Stage, run: Path, output: Path) -> None:
+    _models(document, stage, run, output)
+    _distances(document, stage, output)
 
 
 def _models(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("The models")
+    document.paragraph("The same Llama but for its vocabulary, as much computation for each.")
     document.table(_MODEL_HEAD, [_model_row(MODELS[name], stage, name) for name in MODELS])
     document.paragraph(
         "Computation counts the causal half of attention. Bits a pixel are of each codec's own streams: a "
@@ -221,7 +225,13 @@ def _quality(document: Document, stage: Stage, run: Path, output: Path) -> None:
     _table_of(document, stage, rows)
 
 
-_OTHER_STAGES = {"half-size": _half_size, "sampling": _sampling, "scale": _scale, "quality": _quality}
+_STAGES = {
+    "compare": _compare,
+    "half-size": _half_size,
+    "sampling": _sampling,
+    "scale": _scale,
+    "quality": _quality,
+}
 
 
 def _titled(row: str) -> str:

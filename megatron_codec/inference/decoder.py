@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from megatron_codec.inference.attention import PagedAttention
 from megatron_codec.inference.blocks import BLOCK
 from megatron_codec.inference.graphs import DecodeGraphs
-from megatron_codec.inference.linear import Linear, make_linear
+from megatron_codec.inference.linear import CopiedLinear, Linear, make_linear
 from megatron_codec.inference.packed import PackedLinear
 from megatron_codec.inference.step import Step
 from megatron_codec.model import kernels
@@ -59,7 +59,7 @@ class _Weights:
     def linear(self, name: str, int8: bool = False) -> Linear:
         """The product with it."""
         product = make_linear(self[name], int8)
-        if self.frees and isinstance(product, PackedLinear):
+        if self.frees and isinstance(product, PackedLinear | CopiedLinear):
             parameter = self.parameters[name]
             parameter.data = parameter.data.new_empty(0)
         return product

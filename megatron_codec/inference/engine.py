@@ -33,6 +33,7 @@ from megatron_codec.inference.sampling import RowSettings, Sampling, choose
 from megatron_codec.inference.scheduler import Part, Sample, Scheduler
 from megatron_codec.inference.step import Step
 from megatron_codec.model import build_model, transformer_config
+from megatron_codec.model.products import needs_copies
 from megatron_codec.parallel import Layout
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training import checkpoint
@@ -93,10 +94,11 @@ class Engine:
         matrices = [p.numel() for name, p in model.named_parameters() if ".linear_" in name and p.dim() == 2]
         numbers = sum(p.numel() for p in model.parameters())
         size = model.config.params_dtype.itemsize
+        kept = 1 if int8 else torch.float32.itemsize if needs_copies(next(model.parameters())) else size
         graph_rows = config.max_batch_size if config.cuda_graphs else 0
         self.decoder = Decoder(model, layout, blocks, base, context, int8, graph_rows, frees)
         self.memory = Memory(
-            weights=numbers * size - (sum(matrices) * (size - 1) if int8 else 0),
+            weights=numbers * size + sum(matrices) * (kept - size),
             cache=blocks * self.decoder.bytes_per_block(),
         )
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)

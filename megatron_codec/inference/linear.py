@@ -2,7 +2,7 @@
 
 On a CPU torch's bf16 product first lays the weight out anew, at every call, which for few rows takes longer
 than the product. Laid out once, it is read at the speed of memory: by the kernel of csrc/ where the processor
-has AMX, else by oneDNN's. Where it cannot multiply bf16 at all, many rows are multiplied from fp32 copies.
+has AMX, else by oneDNN's, or, where the processor cannot multiply bf16, in fp32.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,10 @@ from torch.nn import functional as F
 
 from megatron_codec.inference.packed import PackedLinear
 from megatron_codec.model import kernels
-from megatron_codec.model.products import multiply, needs_copies, processor_lacks_bf16
+from megatron_codec.model.products import needs_copies
 
 Linear = Callable[[Tensor], Tensor]  # [t, in] to [t, out]
 _ROWS = 16  # oneDNN's layout is chosen for so many rows
-_FEW_ROWS = 8  # for which a copy of a large weight takes longer than it saves
 
 
 def make_linear(weight: Tensor, int8: bool = False) -> Linear:
@@ -33,14 +32,29 @@ def make_linear(weight: Tensor, int8: bool = False) -> Linear:
         if packs:
             return PackedLinear(rounded, scales)
         # This saves memory, but no time.
-        return lambda x: (_linear(x, rounded.to(x.dtype)).float() * scales).to(x.dtype)
+        dtype = torch.float32 if needs_copies(weight) else weight.dtype
+        return lambda x: (F.linear(x.to(dtype), rounded.to(dtype)).float() * scales).to(x.dtype)
     if packs:
         return PackedLinear(weight)
+    if needs_copies(weight):
+        return CopiedLinear(weight)
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_packing():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
         product = torch.ops.mkldnn._linear_pointwise
         return lambda x: product(x, packed, None, "none", [], "")
-    return lambda x: _linear(x, weight)
+    return lambda x: F.linear(x, weight)
+
+
+class CopiedLinear:
+    """x -> x weight^T, bf16 x [t, in] to bf16 [t, out], from an fp32 copy of the weight, which it keeps: made
+    anew at every call it would take longer than the product of a few rows."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, rounded once."""
+        return F.linear(x.float(), self.weight).to(x.dtype)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,12 +67,6 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scales.clamp_min(torch.finfo().tiny)[:, None]).round().to(torch.int8), scales
 
 
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T, [t, out] of [t, in]."""
-    return multiply(x, weight.T) if len(x) > _FEW_ROWS and needs_copies(x) else F.linear(x, weight)
-
-
 def _has_packing() -> bool:
     """The operators by which torch.compile lays out frozen weights; they are not public, so ask for them."""
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return known and not processor_lacks_bf16()
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

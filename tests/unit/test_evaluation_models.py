@@ -270,7 +270,9 @@ def test_filters_are_pillows_and_a_folder_is_a_pipeline_of_diffusers(tmp_path):
             noise = torch.Generator().manual_seed(0)
             by_hand = pipeline(by_hand, num_inference_steps=2, generator=noise).images[0]
         assert by_hand.size == larger
-        assert first.tobytes() == by_hand.resize((size, size), Image.Resampling.BICUBIC).tobytes()
+        by_hand = by_hand.resize((size, size), Image.Resampling.BICUBIC)
+        # The same weights elsewhere in memory may give another last bit, and that another level.
+        assert np.abs(np.asarray(first, np.int16) - np.asarray(by_hand, np.int16)).max() <= 1
     assert set(upscaler.identity) == {"upscale_sha256", "steps"}
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"--upscale .*holds no LDMSuperResolutionPipeline"):

@@ -125,8 +125,16 @@ def test_the_report_has_the_numbers_and_its_pictures(run, tmp_path):
     assert output.read_bytes() == before
 
 
-def test_a_run_without_a_comparison_is_told_how_to_make_one(tmp_path, run):
-    with pytest.raises(UserError, match=r"no finished comparison; run bash .*reproduce_small\.sh compare"):
+def test_stages_that_have_ended_are_reported_without_a_comparison(tmp_path, run):
+    (run / "evaluations/compare/results.json").unlink()
+    assert write_reproduction(run, tmp_path / "x.md") == []
+    text = (tmp_path / "x.md").read_text()
+    assert "over size and length of training" in text and "over JPEG quality" in text
+    assert "The answer" not in text and "> **Warning:** few pictures" in text and text.count("![") == 2
+
+
+def test_a_run_without_any_stage_is_told_how_to_make_one(tmp_path, run):
+    with pytest.raises(UserError, match=r"no stage that has ended; run bash .*reproduce_small\.sh"):
         write_reproduction(tmp_path, tmp_path / "x.md")
     (run / "evaluations/compare/results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json: cannot be read"):
