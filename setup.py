@@ -37,7 +37,7 @@ extras = {
     "video": ["av>=17.1"],
     "dali": ["nvidia-dali-cuda130>=2.4"],
     "gpu": ["transformer-engine[pytorch]>=2.0"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "pyright"]
+    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "pyright"]
     + ["tokenizers", "transformers", "sentencepiece", "httpx", "openai", "schemathesis"],
 }
 

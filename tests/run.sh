@@ -11,4 +11,7 @@ source requirements/install.sh dev
 ruff check .
 ruff format --check .
 pyright
+# Without arguments two files at a time: most tests keep one core busy. A file stays in one process, where its tests
+# share what they set up.
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile
 python -m pytest "$@"
