@@ -215,8 +215,8 @@ def _scale(document: Document, stage: Stage, run: Path, output: Path) -> None:
 def _quality(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("JPEG-LM over JPEG quality, and without restart markers")
     document.paragraph(
-        "Each model was trained for the same computation, half that of the comparison, on the same pictures "
-        "in another codec: quality 10, 25 and 50, and quality 25 without restart markers."
+        "One small model, the same computation, the same pictures in another codec each: quality 10, 25 and "
+        "50, and quality 25 without restart markers."
     )
     names = {name: name for name in stage.checkpoints}
     document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
