@@ -2,7 +2,7 @@
 
     python benchmarks/small_models.py --train-data-path P --valid-data-path Q --output runs/small-models
 
-Each run is tools/pretrain.py with the settings of examples/reproduce_small.sh but for what its name says, and
+Each run is tools/pretrain.py with the tiny preset's model and schedule but for what its name says, and
 ends when the same number of FLOPs is spent; --jobs of them run side by side on a thread each. Those that are
 finished in --output are not made again. Prints a table, best first, in Markdown.
 """
@@ -21,19 +21,15 @@ from tqdm import tqdm
 from megatron_codec.errors import UserError, run_tool
 
 BASE = {
-    "num-layers": 6, "hidden-size": 256, "ffn-hidden-size": 768, "num-attention-heads": 4, "seq-length": 304,
-    "micro-batch-size": 6, "global-batch-size": 6, "lr": 2e-3, "min-lr": 2e-4, "lr-warmup-iters": 100,
+    "num-layers": 4, "hidden-size": 128, "ffn-hidden-size": 384, "num-attention-heads": 2, "seq-length": 304,
+    "micro-batch-size": 6, "global-batch-size": 6, "lr": 4e-3, "min-lr": 4e-4, "lr-warmup-iters": 100,
 }  # fmt: skip
 
 
-def shape(layers: int, width: int, heads: int = 4) -> dict[str, float]:
+def shape(layers: int, width: int, heads: int, lr: float) -> dict[str, float]:
     """A Llama whose feed-forward layers are three times as wide, as in the base."""
-    return {
-        "num-layers": layers,
-        "hidden-size": width,
-        "ffn-hidden-size": 3 * width,
-        "num-attention-heads": heads,
-    }
+    size = {"num-layers": layers, "hidden-size": width, "ffn-hidden-size": 3 * width}
+    return size | {"num-attention-heads": heads, "lr": lr, "min-lr": lr / 10}
 
 
 def batch(sequences: int) -> dict[str, float]:
@@ -42,17 +38,17 @@ def batch(sequences: int) -> dict[str, float]:
 
 
 RUNS: dict[str, dict[str, float]] = {
-    "as it is": {},
-    "lr 1e-3": {"lr": 1e-3, "min-lr": 1e-4},
-    "lr 4e-3": {"lr": 4e-3, "min-lr": 4e-4},
-    "min lr 0": {"min-lr": 0},
+    "4 x 128, 4e-3": {},
+    "4 x 128, 2e-3": shape(4, 128, 2, 2e-3),
+    "4 x 128, 8e-3": shape(4, 128, 2, 8e-3),
+    "6 x 256, 2e-3": shape(6, 256, 4, 2e-3),
+    "4 x 192, 3e-3": shape(4, 192, 3, 3e-3),
+    "8 x 128, 3e-3": shape(8, 128, 2, 3e-3),
+    "2 x 128, 4e-3": shape(2, 128, 2, 4e-3),
+    "2 x 64, 8e-3": shape(2, 64, 1, 8e-3),
     "batch 3": batch(3),
     "batch 12": batch(12),
-    "4 x 256": shape(4, 256),
-    "10 x 192": shape(10, 192, 3),
-    "6 x 192": shape(6, 192, 3),
-    "4 x 320": shape(4, 320, 5),
-    "8 heads": {"num-attention-heads": 8},
+    "least learning rate 0": {"min-lr": 0},
     "beta2 0.99": {"adam-beta2": 0.99},
     "weight decay 0": {"weight-decay": 0},
 }
@@ -68,7 +64,7 @@ class Arguments:
     """Dataset prefix to evaluate on, at the end."""
     output: Path = Path("runs/small-models")
     """Folder of the metrics."""
-    flops: float = 3e13
+    flops: float = 2e13
     """Computation of each run."""
     runs: tuple[str, ...] = ()
     """Names of the runs to make; by default all."""
