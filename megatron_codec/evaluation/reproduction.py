@@ -203,8 +203,8 @@ def _sampling(document: Document, stage: Stage, run: Path, output: Path) -> None
 def _scale(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("JPEG-LM over size and length of training")
     document.paragraph(
-        "Three models of one size, trained for the computation of the comparison, half and a quarter of it; "
-        "and smaller ones, trained on as many tokens as the first."
+        "Three models of one size, trained for all, half and a quarter of the computation; and smaller ones, "
+        "trained on as many tokens as the first."
     )
     names = {name: name for name in stage.checkpoints}
     document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
@@ -215,8 +215,8 @@ def _scale(document: Document, stage: Stage, run: Path, output: Path) -> None:
 def _quality(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("JPEG-LM over JPEG quality, and without restart markers")
     document.paragraph(
-        "One small model, the same computation, the same pictures in another codec each: quality 10, 25 and "
-        "50, and quality 25 without restart markers."
+        "One small model, the same computation, the same pictures in another codec each: at the quality that "
+        "its name says, or at 25 without restart markers."
     )
     names = {name: name for name in stage.checkpoints}
     document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
