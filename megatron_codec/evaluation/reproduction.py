@@ -138,9 +138,13 @@ def _what_it_is(stage: Stage) -> str:
         f"Written by `{_COMMAND}`, which trains each model, and `{_COMMAND} report`, which writes this page. "
         "Models on Fashion-MNIST at 32x32 (60,000 pictures to train on; the colour pipeline is that of any "
         f"picture), all of them Llamas; {stage.results['pictures']} held-out pictures are completed with "
-        f"{settings['seeds']} seeds (top-k {settings['top_k'][0]}, top-p {settings['top_p'][0]:g}) unless it "
-        f"says otherwise. {stage.results['names']['frechet']}: lower is nearer to the real ones."
+        f"{_seeds(settings)} (top-k {settings['top_k'][0]}, top-p {settings['top_p'][0]:g}) unless it says "
+        f"otherwise. {stage.results['names']['frechet']}: lower is nearer to the real ones."
     )
+
+
+def _seeds(settings: Mapping[str, Any]) -> str:
+    return "1 seed" if settings["seeds"] == 1 else f"{settings['seeds']} seeds"
 
 
 def _compare(document: Document, stage: Stage, run: Path, output: Path) -> None:
@@ -195,7 +199,7 @@ def _half_size(document: Document, stage: Stage, run: Path, output: Path) -> Non
 
 def _sampling(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("Over top-k and top-p")
-    document.paragraph(f"The same models, {stage.results['settings']['seeds']} seed.")
+    document.paragraph(f"The same models, {_seeds(stage.results['settings'])}.")
     rows = [row["completer"] for row in stage.results["rows"]]
     _table_of(document, stage, [(name, _titled(name)) for name in dict.fromkeys(rows)])
 
