@@ -155,13 +155,12 @@ def _compare(document: Document, stage: Stage, run: Path, output: Path) -> None:
 def _models(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("The models")
     document.paragraph("The same Llama but for its vocabulary, as much computation for each.")
-    document.table(_MODEL_HEAD, [_model_row(MODELS[name], stage, name) for name in MODELS])
+    _trained(document, stage, run, output, MODELS, "reproduction-loss.png")
     document.paragraph(
         "Computation counts the causal half of attention. Bits a pixel are of each codec's own streams: a "
         "codec that keeps less has less to predict. The network of the VQ codec was trained before, and that "
         "computation is not counted."
     )
-    _curves(document, stage, run, output, MODELS, "reproduction-loss.png")
 
 
 def _distances(document: Document, stage: Stage, output: Path) -> None:
@@ -211,8 +210,7 @@ def _scale(document: Document, stage: Stage, run: Path, output: Path) -> None:
         "trained on as many tokens as the first."
     )
     names = {name: name for name in stage.checkpoints}
-    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
-    _curves(document, stage, run, output, names, "reproduction-scale.png")
+    _trained(document, stage, run, output, names, "reproduction-scale.png")
     _table_of(document, stage, list(names.items()))
 
 
@@ -223,8 +221,7 @@ def _quality(document: Document, stage: Stage, run: Path, output: Path) -> None:
         "its name says, or at 25 without restart markers."
     )
     names = {name: name for name in stage.checkpoints}
-    document.table(_MODEL_HEAD, [_model_row(name, stage, name) for name in names])
-    _curves(document, stage, run, output, names, "reproduction-quality.png")
+    _trained(document, stage, run, output, names, "reproduction-quality.png")
     rows = [*names.items(), *((name, name) for name in stage.references if name.startswith("original, "))]
     _table_of(document, stage, rows)
 
@@ -288,10 +285,11 @@ def _cell(number: Mapping[str, Any] | None, form: str) -> str:
     return f"{number['mean']:{form}}{deviation}"
 
 
-def _curves(
+def _trained(
     document: Document, stage: Stage, run: Path, output: Path, titles: Mapping[str, str], file: str
 ) -> None:
-    """A plot of what training was like, for each model under its title."""
+    """A table and a plot of what training was like, for each model under its title."""
+    document.table(_MODEL_HEAD, [_model_row(title, stage, name) for name, title in titles.items()])
     curves = {title: _curve(run, stage.checkpoints[name]) for name, title in titles.items()}
     _plot_curves(curves, output.parent / "images" / file)
     document.picture(f"images/{file}", "Held-out bits a picture over computation")

@@ -1,7 +1,7 @@
 """Matrix products in bf16 on processors that cannot multiply bf16.
 
-Without instructions for it (most laptops; AMD before Zen 4, Intel before Sapphire Rapids but for AVX-512)
-torch multiplies bf16 number by number, 6 to 11 times slower than fp32 (docs/performance.md). Products of fp32
+Without instructions for it (many laptops, whatever has nothing newer than AVX2)
+torch multiplies bf16 number by number, 4 to 11 times slower than fp32 (docs/performance.md). Products of fp32
 copies, rounded once to bf16, are as exact, since sums are in fp32 either way. On a GPU, and where the
 processor can, nothing of this is used.
 """
