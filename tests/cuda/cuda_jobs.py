@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from tests.distributed.kept import pretrain_and_keep
+
 
 def hide_transformer_engine() -> None:
     """Makes this process one without Transformer Engine; to be called before anything asks for it."""
@@ -17,24 +19,12 @@ def train(command_lines: list[list[str]], transformer_engine: bool) -> list[dict
     """
     if not transformer_engine:
         hide_transformer_engine()
-    from unittest import mock
-
-    from megatron_codec.flags import parse_pretrain
     from megatron_codec.inference.training_samples import PictureSampler
     from megatron_codec.parallel import PLATFORM, shut_down
-    from megatron_codec.training import pretrain
 
     results = []
     for command_line in command_lines:
-        models: list[Any] = []
-        wrap = pretrain.data_parallel
-
-        def remember(chunks, *arguments, models=models, wrap=wrap):
-            models.extend(chunks)
-            return wrap(chunks, *arguments)
-
-        with mock.patch.object(pretrain, "data_parallel", remember):
-            pretrain.pretrain(parse_pretrain(command_line), PictureSampler)
+        models = pretrain_and_keep(command_line, PictureSampler)
         attention = models[0].decoder.layers[0].self_attention
         kinds = {name: type(module).__name__ for name, module in attention.named_children()}
         devices = {parameter.device.type for parameter in models[0].parameters()}

@@ -1,7 +1,6 @@
 """What launched processes do with the stand-in for Transformer Engine."""
 
-from typing import Any
-from unittest import mock
+from tests.distributed.kept import pretrain_and_keep
 
 
 def train(command_lines: list[list[str]]) -> list[dict[str, str]]:
@@ -14,22 +13,12 @@ def train(command_lines: list[list[str]]) -> list[dict[str, str]]:
     from tests import te_standin
 
     te_standin.install()  # before anything imports Megatron-Core
-    from megatron_codec.flags import parse_pretrain
     from megatron_codec.model.weights import global_name
     from megatron_codec.parallel import shut_down
-    from megatron_codec.training import pretrain
 
     results = []
     for command_line in command_lines:
-        models: list[Any] = []
-        wrap = pretrain.data_parallel
-
-        def remember(chunks, *arguments, models=models, wrap=wrap):
-            models.extend(chunks)
-            return wrap(chunks, *arguments)
-
-        with mock.patch.object(pretrain, "data_parallel", remember):
-            pretrain.pretrain(parse_pretrain(command_line))
+        models = pretrain_and_keep(command_line)
         recipes = {
             global_name(chunk, name): sorted(set(module.recipes))
             for chunk in models
