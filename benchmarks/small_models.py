@@ -45,12 +45,18 @@ RUNS: dict[str, dict[str, float]] = {
     "4 x 192, 3e-3": shape(4, 192, 3, 3e-3),
     "8 x 128, 3e-3": shape(8, 128, 2, 3e-3),
     "2 x 128, 4e-3": shape(2, 128, 2, 4e-3),
+    "8 x 96, 5e-3": shape(8, 96, 2, 5e-3),
+    "8 x 64, 6e-3": shape(8, 64, 1, 6e-3),
+    "12 x 64, 6e-3": shape(12, 64, 1, 6e-3),
     "2 x 64, 8e-3": shape(2, 64, 1, 8e-3),
     "batch 3": batch(3),
     "batch 12": batch(12),
     "least learning rate 0": {"min-lr": 0},
     "beta2 0.99": {"adam-beta2": 0.99},
     "weight decay 0": {"weight-decay": 0},
+    "initial deviation 0.05": {"init-method-std": 0.05},
+    "4 heads": {"num-attention-heads": 4},
+    "rotary base 500": {"rotary-base": 500},
 }
 
 

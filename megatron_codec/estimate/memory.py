@@ -2,8 +2,9 @@
 
 Bytes are of one GPU; t = micro-batch x sequence / CP tokens, s sequence, h hidden, f FFN, v rows of the
 padded vocabulary. What is kept for the backward pass is read off `model/layers.py` and Megatron-Core 0.16.1,
-and tests/unit/test_estimate.py holds it against real training steps on a CPU. Transformer Engine's layers
-keep much the same tensors; where they differ, its published source was read (2.20), and they were not run.
+and tests/unit/test_estimate_steps.py holds it against real training steps on a CPU. Transformer Engine's
+layers keep much the same tensors; where they differ, its published source was read (2.20), and they were not
+run.
 
 Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), section 4,
 whose sums are redone here for RMSNorm, SwiGLU and an attention that keeps no s x s matrix.

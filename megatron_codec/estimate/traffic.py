@@ -2,8 +2,8 @@
 
 Collectives are counted as rings send them: of n processes each sends (n - 1) / n of what is gathered or
 reduced and scattered, and twice that for an all-reduce. The numbers are those of Megatron-Core 0.16.1;
-tests/unit/test_estimate.py counts them in real steps. Those of context parallelism are Transformer Engine's
-(2.20, `context_parallel.py`, read and not run), or on a CPU this package's own.
+tests/unit/test_estimate_steps.py counts them in real steps. Those of context parallelism are Transformer
+Engine's (2.20, `context_parallel.py`, read and not run), or on a CPU this package's own.
 """
 
 from megatron_codec.config import PretrainConfig

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
@@ -26,11 +25,11 @@ from megatron_codec.inference.blocks import BLOCK
 from megatron_codec.inference.completion import Collector, Completion
 from megatron_codec.inference.config import EngineConfig, cache_blocks
 from megatron_codec.inference.decoder import Decoder
-from megatron_codec.inference.healing import heal, narrow
-from megatron_codec.inference.masks import Masks
+from megatron_codec.inference.drawing import Drawing
+from megatron_codec.inference.healing import heal
 from megatron_codec.inference.requests import Deliver, Event, Request, Statistics
-from megatron_codec.inference.sampling import RowSettings, Sampling, choose
-from megatron_codec.inference.scheduler import Part, Sample, Scheduler
+from megatron_codec.inference.sampling import Sampling
+from megatron_codec.inference.scheduler import Sample, Scheduler
 from megatron_codec.inference.step import Step
 from megatron_codec.model import build_model, transformer_config
 from megatron_codec.model.products import needs_copies
@@ -102,19 +101,11 @@ class Engine:
             cache=blocks * self.decoder.bytes_per_block(),
         )
         self.scheduler = Scheduler(blocks, config.max_batch_size, config.prefill_chunk_size)
-        # Padding of the embedding, BOS, and ids that stand for nothing are never chosen. Sampling is always
-        # on the CPU: its many small steps would take longer on a GPU.
-        self.forbidden = torch.zeros(model_config.padded_vocab_size(tokenizer.num_tokens))
-        self.forbidden[tokenizer.num_tokens :] = -torch.inf
-        self.forbidden[[tokenizer.bos, *tokenizer.unused]] = -torch.inf
-        self.masks = Masks(
-            codec, tokenizer, len(self.forbidden), self.forbidden.device, config.canonical, config.in_range
-        )
+        self.drawing = Drawing(codec, tokenizer, model_config.padded_vocab_size(tokenizer.num_tokens), config)
         self._cache_tokens = blocks * BLOCK
         self._totals = Statistics(cache_total=self._cache_tokens)
         self._finished: dict[str, int] = {}
         self._events: dict[Request, list[Event]] = {}
-        self._settings: tuple[tuple[int, ...], RowSettings] | None = None
         self._ranks = torch.distributed.get_process_group_ranks(layout.groups.mp)
 
     @classmethod
@@ -239,7 +230,7 @@ class Engine:
         check_request(prompt, sampling, self.tokenizer.num_tokens, room, name)
         if sampling.max_tokens == 0:
             return Request(tuple(int(i) for i in prompt), sampling, deliver)
-        masks = self.masks if sampling.constrained else None
+        masks = self.drawing.masks if sampling.constrained else None
         if sampling.heal_prompt:
             most = min(room.values())
             healing = heal(prompt, self.tokenizer, masks, sampling.max_tokens, most, name)
@@ -345,7 +336,7 @@ class Engine:
         for part in self.scheduler.parts:
             if part.scores_prompt:
                 count = part.stop - part.start
-                self._score_prompt(part, logits[row : row + count])
+                self.drawing.score_prompt(part, logits[row : row + count])
                 row += count
             elif part.samples:
                 row += 1
@@ -359,16 +350,6 @@ class Engine:
         if samples:
             self._sample(samples, logits if len(rows) == len(logits) else logits[rows])
 
-    def _score_prompt(self, part: Part, logits: Tensor) -> None:
-        """Log-probabilities of the prompt's tokens behind those of the part."""
-        request = part.sample.request
-        stop = min(part.stop + 1, len(request.prompt))
-        logprobs = torch.log_softmax(logits[: stop - part.start - 1] + self.forbidden, dim=-1)
-        tokens = request.prompt[part.start + 1 : stop]
-        chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0]
-        request.prompt_logprobs[part.start + 1 : stop] = chosen.tolist()
-        request.prompt_top_logprobs[part.start + 1 : stop] = _likeliest(logprobs, request.sampling.logprobs)
-
     def _sample(self, samples: list[Sample], logits: Tensor) -> None:
         """Adds a token to each sample, from its row of logits [b, v]."""
         ended = [sample for sample in samples if sample.limit == 0]
@@ -379,35 +360,22 @@ class Engine:
             samples, logits = [samples[i] for i in kept], logits[kept]
         if not samples:
             return
-        logprobs = torch.log_softmax(logits + self.forbidden, dim=-1)
-        random = torch.from_numpy(np.stack([s.random[s.new_tokens] for s in samples]))
-        choices = [sample.choice for sample in samples]
-        cursors = [s.cursor if c is None else None for s, c in zip(samples, choices, strict=True)]
-        allowed = self.masks.of(cursors, [s.limit - s.new_tokens for s in samples])
-        drawn, allowed = narrow(logprobs, allowed, choices)
-        tokens, removed, redrawn = choose(
-            drawn, self._settings_of(samples), random.to(logprobs.device), allowed
-        )
-        lost = [0.0] * len(samples) if removed is None else removed.tolist()
-        again = [False] * len(samples) if redrawn is None else redrawn.tolist()
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
-        top: list[tuple[dict[int, float], ...]] = [()] * len(samples)
-        most = max(sample.request.sampling.logprobs for sample in samples)
-        if most:
-            likeliest = _likeliest(logprobs, most)
-            for i, sample in enumerate(samples):
-                count = sample.request.sampling.logprobs
-                top[i] = (dict(list(likeliest[i].items())[:count]),) if count else ()
-        for row, (sample, token) in enumerate(zip(samples, tokens.tolist(), strict=True)):
-            sample.tokens.append(token)
+        for sample, drawn in zip(samples, self.drawing.draw(samples, logits), strict=True):
+            sample.tokens.append(drawn.token)
             if sample.cursor is not None:
-                self.masks.read(sample.cursor, token)
+                self.drawing.masks.read(sample.cursor, drawn.token)
                 self._totals.constrained_tokens += 1
-                self._totals.removed += lost[row]
-                self._totals.redrawn += again[row]
-            reason = self._reason(sample, token)
+                self._totals.removed += drawn.removed
+                self._totals.redrawn += drawn.redrawn
+            reason = self._reason(sample, drawn.token)
             event = Event(
-                sample.number, (token,), (chosen[row],), top[row], (lost[row],), int(again[row]), reason
+                sample.number,
+                (drawn.token,),
+                (drawn.logprob,),
+                (drawn.top,) if drawn.top else (),
+                (drawn.removed,),
+                int(drawn.redrawn),
+                reason,
             )
             if reason:
                 self._end(sample, event)
@@ -423,14 +391,6 @@ class Engine:
         elif token in sampling.stop_token_ids or (token == self.tokenizer.eos and not sampling.ignore_eos):
             return "stop"
         return "length" if sample.new_tokens == sample.limit else None
-
-    def _settings_of(self, samples: list[Sample]) -> RowSettings:
-        """The sampling settings of these rows; mostly those of the step before."""
-        numbers = tuple(sample.request.number for sample in samples)
-        if self._settings is None or self._settings[0] != numbers:
-            settings = RowSettings([sample.request.sampling for sample in samples], self.forbidden.device)
-            self._settings = numbers, settings
-        return self._settings[1]
 
     def _end(self, sample: Sample, event: Event) -> None:
         assert event.finish_reason is not None
@@ -448,9 +408,3 @@ class Engine:
                 self.cancel(request)
             if request.number not in self.scheduler.open:
                 request.finished.set()
-
-
-def _likeliest(logprobs: Tensor, count: int) -> list[dict[int, float]]:
-    """The `count` likeliest tokens of each row [b, v], the likeliest first."""
-    values, ids = logprobs.topk(count, dim=-1)
-    return [dict(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]

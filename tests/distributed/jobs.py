@@ -104,7 +104,7 @@ def logits(checkpoint_folders: list[str], layouts: list[dict[str, int]], ids: li
         def record(part, rows, seen=seen):
             seen.append(rows)
 
-        with mock.patch.object(engine, "_score_prompt", record):
+        with mock.patch.object(engine.drawing, "score_prompt", record):
             engine.generate([ids], Sampling(prompt_logprobs=True, max_tokens=0))
         results.append(torch.cat(seen)[:, : engine.tokenizer.num_tokens].tolist() if seen else None)
     shut_down()

@@ -47,7 +47,7 @@ def logprobs_along(engine: Engine, texts: list[list[int]], n: int) -> list[torch
     forced = {}
 
     def choose_forced(samples, logits):
-        logprobs = torch.log_softmax(logits + engine.forbidden, -1)
+        logprobs = torch.log_softmax(logits + engine.drawing.forbidden, -1)
         for sample, row in zip(samples, logprobs, strict=True):
             text = forced[sample.request.number]
             token = text[len(sample.tokens)]

@@ -98,7 +98,7 @@ def slowly(engine, monkeypatch, seconds: float = 0.01) -> None:
         original(self)
 
     monkeypatch.setattr(Engine, "step", step)
-    engine.forbidden[engine.tokenizer.eos] = -torch.inf
+    engine.drawing.forbidden[engine.tokenizer.eos] = -torch.inf
 
 
 def test_a_cancelled_request_ends_at_once_and_the_others_go_on(engine, loop, monkeypatch):

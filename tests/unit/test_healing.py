@@ -226,7 +226,7 @@ def test_a_limit_that_is_enough_for_the_prompt_by_itself_cuts_nothing(codec):
     for stream in streams_of(codec)[::14]:
         for part in range(3):
             prompt = prompt_of(engine, stream, part)
-            least = engine.masks.grammar.finish(engine.masks.begin(prompt)) + 1  # EOS
+            least = engine.drawing.masks.grammar.finish(engine.drawing.masks.begin(prompt)) + 1  # EOS
             for spare in (0, 1, 2, 5, 9):
                 made = engine.generate([prompt], Sampling(**HEALED, n=3, max_tokens=least + spare))
                 assert all(c.finish_reason == "stop" and codec.check(c.stream).valid for c in made)

@@ -35,7 +35,7 @@ def make_engine(tokenizer: Tokenizer, **config) -> Engine:
 
 def endless(engine: Engine) -> Engine:
     """The engine, never ending a sample by itself."""
-    engine.forbidden[engine.tokenizer.eos] = -torch.inf
+    engine.drawing.forbidden[engine.tokenizer.eos] = -torch.inf
     return engine
 
 
@@ -67,7 +67,7 @@ def test_logits_are_those_of_one_full_forward_pass(chunk, tokenizer, prompts, mo
 
     monkeypatch.setattr(Engine, "_sample", recorded)
     completions = engine.generate(prompts, Sampling(temperature=2.0, max_tokens=20, n=3))
-    allowed = torch.isfinite(engine.forbidden)
+    allowed = torch.isfinite(engine.drawing.forbidden)
     for number, completion in enumerate(completions):
         start = len(completion.prompt_ids) - 1
         expected = full_logits(completion.prompt_ids + completion.token_ids[:-1])[start:]
@@ -75,7 +75,7 @@ def test_logits_are_those_of_one_full_forward_pass(chunk, tokenizer, prompts, mo
         difference = (ours - expected)[:, allowed].abs().max() / expected.abs().max()
         assert difference < 1e-5, f"prompt of {start + 1} tokens: {difference:.2e}"
         # and the log-probabilities that are handed out
-        logprobs = torch.log_softmax(expected + engine.forbidden, -1)
+        logprobs = torch.log_softmax(expected + engine.drawing.forbidden, -1)
         chosen = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(completion.logprobs), chosen, atol=2e-5, rtol=1e-5)
 
@@ -107,7 +107,7 @@ def test_a_request_gives_the_same_tokens_alone_or_in_company(engine, prompts):
 
 def test_greedy_is_that_of_hugging_face(engine, prompts):
     twin = hugging_face_twin(small_model()[0], SMALL)
-    never = torch.isinf(engine.forbidden).nonzero()[:, 0].tolist()
+    never = torch.isinf(engine.drawing.forbidden).nonzero()[:, 0].tolist()
     greedy = engine.generate(prompts, Sampling(temperature=0, max_tokens=25))
     for prompt, ours in zip(prompts, greedy, strict=True):
         theirs = twin.generate(
@@ -145,7 +145,7 @@ def test_log_probabilities_of_prompts_and_of_other_tokens(tokenizer, prompts):
     ask(max_tokens=1)  # the prompt is known now, and computed again all the same
     got.clear()
     request = ask(prompt_logprobs=True, logprobs=3, max_tokens=4, n=2, seed=5)
-    full = torch.log_softmax(full_logits(prompts[2])[:-1] + engine.forbidden, -1)
+    full = torch.log_softmax(full_logits(prompts[2])[:-1] + engine.drawing.forbidden, -1)
     assert request.prompt_logprobs[0] is None and len(request.prompt_logprobs) == 100
     expected = full.gather(1, torch.tensor(prompts[2][1:])[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(request.prompt_logprobs[1:]), expected, atol=2e-5, rtol=1e-5)
@@ -196,7 +196,7 @@ def test_samples_follow_the_model(engine, prompts):
     """The first tokens of many samples have the mean log-probability that the model itself predicts."""
     n = 2000
     completions = engine.generate([prompts[3]], Sampling(max_tokens=1, n=n, seed=2))
-    logprobs = torch.log_softmax(full_logits(prompts[3])[-1] + engine.forbidden, -1).double()
+    logprobs = torch.log_softmax(full_logits(prompts[3])[-1] + engine.drawing.forbidden, -1).double()
     expected, spread = entropy_and_spread(logprobs)
     mean = np.mean([c.logprobs[0] for c in completions])
     assert abs(mean - expected) < 4 * spread / n**0.5

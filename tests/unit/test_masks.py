@@ -70,8 +70,8 @@ def test_every_sample_is_a_valid_picture(engine, prompts, settings):
 def test_the_end_is_reached_in_the_fewest_tokens_there_can_be(engine, prompts):
     """The limit is the one that the grammar names; a token less, and the picture is cut as without it."""
     for prompt in prompts:
-        cursor = engine.masks.begin(prompt)
-        least = engine.masks.grammar.finish(cursor) + 1  # EOS
+        cursor = engine.drawing.masks.begin(prompt)
+        least = engine.drawing.masks.grammar.finish(cursor) + 1  # EOS
         for spare in (0, 1, 2, 7):
             [made] = engine.generate([prompt], Sampling(seed=spare, max_tokens=least + spare))
             assert made.finish_reason == "stop" and CODEC.check(made.stream).valid
@@ -197,7 +197,7 @@ def test_a_vocabulary_from_elsewhere(tokenizer):
 def recites(streams: list[list[int]], engine: Engine):
     """The forward pass of a model that goes on as a stream which has the same token in the same place does,
     and errs now and then."""
-    eos, width, errs = engine.tokenizer.eos, len(engine.forbidden), 0.01
+    eos, width, errs = engine.tokenizer.eos, len(engine.drawing.forbidden), 0.01
 
     def forward(step):
         rows = torch.full((len(step.wanted), width), errs / width)

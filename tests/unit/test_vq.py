@@ -168,7 +168,7 @@ def test_from_pictures_to_a_dataset(tmp_path, tmp_path_factory):
     assert "dB (PSNR)" in told and "4x4 codes of 32 a picture" in told
     assert "not trained again" in tool("train_vq", *arguments)
     told = tool(
-        "preprocess_images", "--input", photos, "--tokenizer", tmp_path / "vq.json", "--workers", 2,
+        "preprocess_images", "--input", photos, "--tokenizer", tmp_path / "vq.json", "--workers", 1,
         "--output-prefix", tmp_path / "p",
     )  # fmt: skip
     assert "18.0 a document" in told
