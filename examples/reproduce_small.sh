@@ -10,8 +10,9 @@
 #   bash examples/reproduce_small.sh report       # docs/reproduction.md from what is there
 #
 # FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for a
-# quarter; NUM_SAMPLES=1000 compares so many pictures (200 by default). Stopped at any moment, the same command goes on
-# where it was; all is kept in runs/reproduction, or in RUN. REPORT names another file for the report.
+# quarter; NUM_SAMPLES=1000 compares so many pictures (200 by default). LAYERS, WIDTH, HEADS, LR and ROTARY_BASE are
+# those of the Llama. Stopped at any moment, the same command goes on where it was; all is kept in runs/reproduction,
+# or in RUN. REPORT names another file for the report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +21,7 @@ STAGES=("$@")
 for stage in "${STAGES[@]}"; do
     case "$stage" in
         compare | sampling | scale | quality | report) ;;
-        -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "error: $stage: is not known; use compare, sampling, scale, quality or report" >&2; exit 2 ;;
     esac
 done
@@ -35,9 +36,12 @@ step() { echo; echo "== $*"; }
 
 TRAIN_INPUT=(--input "$DATA/train-images-idx3-ubyte.gz" --geometry pad)
 TEST_INPUT=(--input "$DATA/t10k-images-idx3-ubyte.gz" --geometry pad)
-# Six layers of 256; many small batches, from which a small model learns most.
-SHAPE=(--num-layers 6 --hidden-size 256 --ffn-hidden-size 768 --num-attention-heads 4)
-SCHEDULE=(--micro-batch-size 6 --global-batch-size 6 --lr 2e-3 --min-lr 2e-4 --lr-warmup-iters 100 --bf16)
+# What learnt most in short runs (docs/results.md); many small batches.
+LAYERS="${LAYERS:-8}" WIDTH="${WIDTH:-128}" HEADS="${HEADS:-2}" LR="${LR:-3e-3}" ROTARY_BASE="${ROTARY_BASE:-500}"
+shape() { echo --num-layers "$1" --hidden-size "$2" --ffn-hidden-size $((3 * $2)) --num-attention-heads "$3"; }
+read -ra SHAPE <<< "$(shape "$LAYERS" "$WIDTH" "$HEADS") --rotary-base $ROTARY_BASE"
+SCHEDULE=(--micro-batch-size 6 --global-batch-size 6 --lr "$LR" --min-lr "$(python -c "print($LR / 10)")"
+    --lr-warmup-iters 100 --bf16)
 
 # dataset NAME TOOL FLAGS...: RUN/NAME/{train,test}, from the tokenizer RUN/NAME/tokenizer.json
 dataset() {
@@ -126,16 +130,15 @@ for stage in "${STAGES[@]}"; do
             train jpeg-quarter jpeg "$quarter" --seq-length 304
             # The same tokens as `jpeg` for smaller models: its steps, not its computation.
             steps="$(cat "$RUN/models/jpeg/latest_checkpointed_iteration.txt")"
-            train jpeg-4x128 jpeg "" --train-iters "$steps" --seq-length 304 --num-layers 4 --hidden-size 128 \
-                --ffn-hidden-size 384 --num-attention-heads 2
-            train jpeg-2x64 jpeg "" --train-iters "$steps" --seq-length 304 --num-layers 2 --hidden-size 64 \
-                --ffn-hidden-size 192 --num-attention-heads 1
+            # shellcheck disable=SC2046
+            train jpeg-4x128 jpeg "" --train-iters "$steps" --seq-length 304 $(shape 4 128 2)
+            # shellcheck disable=SC2046
+            train jpeg-2x64 jpeg "" --train-iters "$steps" --seq-length 304 $(shape 2 64 1)
             evaluate scale jpeg jpeg-half jpeg-quarter jpeg-4x128 jpeg-2x64 -- "${CUTS[@]}" --ratios 0 0.5
             ;;
         quality)
             # A smaller model, which learns more of what a codec is like from so little computation.
-            small=(--seq-length 304 --num-layers 4 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 2
-                --lr 4e-3 --min-lr 4e-4)
+            read -ra small <<< "--seq-length 304 --lr 4e-3 --min-lr 4e-4 $(shape 4 128 2)"
             jpeg_dataset jpeg-q10 --quality 10
             jpeg_dataset jpeg-q50 --quality 50
             jpeg_dataset jpeg-no-markers --quality 25 --restart-interval 0
