@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import launch
-from tests.tiny import Corpus, make_corpus, read_metrics
+from tests.tiny import SAVED_AT, Corpus, make_corpus, read_metrics
 
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
@@ -26,7 +26,7 @@ def pytest_configure(config) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run of one process in fp32, with its checkpoints of iterations 10 and 20.
+    """A finished run of one process in fp32, with its checkpoints of iterations 6 and 12.
 
     Attributes:
         folder: its --save.
@@ -49,6 +49,6 @@ def corpus(tmp_path_factory) -> Corpus:
 def trained(corpus, tmp_path_factory) -> Trained:
     """The run that the others are compared with."""
     folder = tmp_path_factory.mktemp("trained")
-    command_line = [*corpus.flags, "--save", str(folder), "--save-interval", "10"]
+    command_line = [*corpus.flags, "--save", str(folder), "--save-interval", str(SAVED_AT)]
     [[run]] = launch("tests.distributed.jobs:train", 1, command_lines=[command_line])
     return Trained(folder, read_metrics(folder / "metrics.jsonl"), run["rows"])

@@ -15,11 +15,11 @@ from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import photo_crops
 
 CODEC = JpegCodec(image_size=32, quality=25)
-STEPS, SAVED_AT = 20, 10
-# --lr-decay-iters, so that a run that ends earlier has the same learning rates.
+STEPS, SAVED_AT = 12, 6
+# --lr-decay-iters, so that a run of another length has the same learning rates.
 FLAGS = f"""
     --num-layers 4 --hidden-size 64 --ffn-hidden-size 160 --num-attention-heads 4 --seq-length 160
-    --micro-batch-size 2 --global-batch-size 8 --train-iters {STEPS} --lr-decay-iters {STEPS}
+    --micro-batch-size 2 --global-batch-size 8 --train-iters {STEPS} --lr-decay-iters 20
     --lr 2e-3 --min-lr 2e-4 --lr-warmup-iters 4 --log-interval 1 --eval-interval {SAVED_AT} --eval-iters 2
 """.split()
 

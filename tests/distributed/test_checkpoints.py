@@ -1,5 +1,6 @@
 """A checkpoint goes on as if the run had never stopped: under every layout, after kill -9, after SIGTERM."""
 
+import functools
 import itertools
 import signal
 import sys
@@ -26,7 +27,16 @@ LAYOUTS = {
     ),
     "CP=2": (2, ["--context-parallel-size", "2"]),
 }
-STOP_AT = SAVED_AT + 4
+ALONE = "one process"
+RING = dict(itertools.pairwise([*LAYOUTS, ALONE]))
+# Every layout reads itself, one process, and the one before it; one process reads all.
+PAIRS = [
+    (writer, reader)
+    for writer, reader in itertools.product(LAYOUTS, LAYOUTS)
+    if writer == reader or ALONE in (writer, reader) or RING[writer] == reader
+]
+SLOW_PAIRS = [pair for pair in itertools.product(LAYOUTS, LAYOUTS) if pair not in PAIRS]
+STOP_AT = SAVED_AT + 3
 AFTER = list(range(SAVED_AT + 1, STOP_AT + 1))
 WRITE = ["--eval-iters", "0", "--train-iters", str(SAVED_AT)]
 READ = ["--eval-iters", "0", "--train-iters", str(STOP_AT)]
@@ -36,74 +46,81 @@ def newest_checkpoint(folder: Path) -> int:
     return int((folder / "latest_checkpointed_iteration.txt").read_text())
 
 
+def read(source: Path, layout: str, log: Path) -> list[str]:
+    """The command line that goes on from a checkpoint."""
+    start = source / f"iter_{SAVED_AT:07d}"
+    return [*LAYOUTS[layout][1], *READ, "--load", str(start), "--metrics-file", str(log)]
+
+
 @pytest.fixture(scope="module")
-def logs(corpus, trained, tmp_path_factory):
-    """What runs logged that went on from a checkpoint, by (layout that wrote it, layout that read it).
+def run(corpus):
+    """Runs command lines in so many processes."""
 
-    In bf16 one pair is enough: data parallelism changes nothing that bf16 rounds, so its run that never
-    stopped (under the key "bf16") can be held to the tolerance of fp32. Of emulated FP8, whose scales are
-    part of the checkpoint, an interleaved pipeline goes on as itself.
-    """
-    folder = tmp_path_factory.mktemp("checkpoints")
-    saved = {name: folder / f"written under {name}" for name in LAYOUTS} | {"one process": trained.folder}
-    files = {pair: folder / f"{'-'.join(pair)}.jsonl" for pair in itertools.product(LAYOUTS, LAYOUTS)}
-
-    def write(name):
-        return [*LAYOUTS[name][1], *WRITE, "--save", str(saved[name])]
-
-    def read(source, name, log):
-        start = source / f"iter_{SAVED_AT:07d}"
-        return [*LAYOUTS[name][1], *READ, "--load", str(start), "--metrics-file", str(log)]
-
-    def run(world_size, lines):
+    def start(world_size: int, lines: list[list[str]]) -> None:
         lines = [[*corpus.flags, *line] for line in lines]
         launch("tests.distributed.jobs:train", world_size, command_lines=lines)
 
-    whole = [*LAYOUTS["DP=2"][1], *READ, "--bf16", "--save", str(folder), "--save-interval", str(SAVED_AT)]
-    reading = {
-        size: [
-            read(saved[writer], reader, log)
-            for (writer, reader), log in files.items()
-            if LAYOUTS[reader][0] == size
-        ]
-        for size in (1, 2)
-    }
-    fp8 = [*LAYOUTS["PP=2 interleaved"][1], "--fp8-format", "hybrid", "--fp8-emulation"]
+    return start
+
+
+@pytest.fixture(scope="module")
+def logs_of(run, trained, tmp_path_factory):
+    """What runs logged that went on from a checkpoint, by (layout that wrote it, layout that read it)."""
+
+    @functools.cache
+    def of(pairs: tuple[tuple[str, str], ...]):
+        folder = tmp_path_factory.mktemp("checkpoints")
+        saved = {name: folder / f"written under {name}" for name in LAYOUTS} | {ALONE: trained.folder}
+        files = {pair: folder / f"{'-'.join(pair)}.jsonl" for pair in pairs}
+        writing = [[*LAYOUTS[n][1], *WRITE, "--save", str(saved[n])] for n in LAYOUTS if n != ALONE]
+        reading = {
+            size: [read(saved[w], r, log) for (w, r), log in files.items() if LAYOUTS[r][0] == size]
+            for size in (1, 2)
+        }
+        run(2, [*writing, *reading[2]])
+        if reading[1]:
+            run(1, reading[1])
+        return {pair: read_metrics(file) for pair, file in files.items()}
+
+    return of
+
+
+@pytest.mark.parametrize(("writer", "reader"), PAIRS)
+def test_goes_on_under_another_layout(writer, reader, logs_of, trained):
+    log = logs_of(tuple(PAIRS))[writer, reader]
+    assert list(log) == AFTER
+    assert_same_course(log, trained.metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("writer", "reader"), SLOW_PAIRS)
+def test_goes_on_under_more_layouts(writer, reader, logs_of, trained):
+    log = logs_of(tuple(SLOW_PAIRS))[writer, reader]
+    assert list(log) == AFTER
+    assert_same_course(log, trained.metrics)
+
+
+def test_bf16_goes_on_with_its_fp32_main_weights(run, tmp_path):
+    """One pair is enough: data parallelism changes nothing that bf16 rounds, so that one process can be held
+    to the tolerance of fp32."""
+    run(2, [[*READ, "--bf16", "--save", str(tmp_path), "--save-interval", str(SAVED_AT)]])
+    run(1, [[*read(tmp_path, ALONE, tmp_path / "resumed.jsonl"), "--bf16"]])
+    resumed = read_metrics(tmp_path / "resumed.jsonl")
+    assert list(resumed) == AFTER
+    assert_same_course(resumed, read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_emulated_fp8_goes_on_with_its_scales(run, tmp_path):
+    """They are part of the checkpoint; an interleaved pipeline goes on as itself."""
+    fp8 = ["--fp8-format", "hybrid", "--fp8-emulation"]
     fp8 += ["--fp8-amax-history-len", "4", "--fp8-amax-compute-algo", "max"]
-    saved_fp8, log_fp8 = folder / "fp8", folder / "fp8.jsonl"
-    whole_fp8 = [*fp8, *READ, "--save", str(saved_fp8), "--save-interval", str(SAVED_AT)]
-    resumed_fp8 = [*fp8, *READ, "--load", str(saved_fp8 / f"iter_{SAVED_AT:07d}")]
-    run(
-        2,
-        [
-            *map(write, (name for name, (size, _) in LAYOUTS.items() if size == 2)),
-            *reading[2],
-            whole,
-            whole_fp8,
-        ],
-    )
-    run(2, [[*resumed_fp8, "--metrics-file", str(log_fp8)]])
-    files["bf16"], files["bf16 resumed"] = folder / "metrics.jsonl", folder / "bf16.jsonl"
-    run(1, [*reading[1], [*read(folder, "one process", files["bf16 resumed"]), "--bf16"]])
-    files["fp8"], files["fp8 resumed"] = saved_fp8 / "metrics.jsonl", log_fp8
-    return {name: read_metrics(file) for name, file in files.items()}
-
-
-@pytest.mark.parametrize("reader", LAYOUTS)
-@pytest.mark.parametrize("writer", LAYOUTS)
-def test_goes_on_under_another_layout(writer, reader, logs, trained):
-    assert list(logs[writer, reader]) == AFTER
-    assert_same_course(logs[writer, reader], trained.metrics)
-
-
-def test_bf16_goes_on_with_its_fp32_main_weights(logs):
-    assert list(logs["bf16 resumed"]) == AFTER
-    assert_same_course(logs["bf16 resumed"], logs["bf16"])
-
-
-def test_emulated_fp8_goes_on_with_its_scales(logs):
-    assert list(logs["fp8 resumed"]) == AFTER
-    assert_same_course(logs["fp8 resumed"], logs["fp8"], tolerance=1e-7)
+    layout, log = "PP=2 interleaved", tmp_path / "resumed.jsonl"
+    save = ["--save", str(tmp_path), "--save-interval", str(SAVED_AT)]
+    run(2, [[*LAYOUTS[layout][1], *fp8, *READ, *save]])
+    run(2, [[*read(tmp_path, layout, log), *fp8]])
+    resumed = read_metrics(log)
+    assert list(resumed) == AFTER
+    assert_same_course(resumed, read_metrics(tmp_path / "metrics.jsonl"), tolerance=1e-7)
 
 
 def test_overlapped_updates_are_in_the_checkpoint(corpus, tmp_path):
@@ -146,7 +163,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(corpus, 
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(corpus, trained, tmp_path):
-    save = tmp_path / "save"
+    save, steps = tmp_path / "save", 20
     command = [
         sys.executable,
         str(ROOT / "tools/pretrain.py"),
@@ -155,6 +172,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(corpus, trained, tmp_path):
         str(save),
         "--load",
         str(save),
+        # Long enough to be stopped before its end.
+        "--train-iters",
+        str(steps),
     ]
     log = save / "metrics.jsonl"
     with running([command, command], tmp_path) as processes:
@@ -168,12 +188,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(corpus, trained, tmp_path):
         processes[1].send_signal(signal.SIGTERM)
         wait_for_all(processes, tmp_path, timeout=120)
     stopped = max(read_metrics(log))
-    assert 3 <= stopped < STEPS
+    assert 3 <= stopped < steps
     assert newest_checkpoint(save) == stopped
     assert f"stopped on request at iteration {stopped}" in (tmp_path / "output-0.txt").read_text()
 
     with running([command, command], tmp_path) as processes:
         wait_for_all(processes, tmp_path, timeout=120)
     assert f"at iteration {stopped}" in (tmp_path / "output-0.txt").read_text()
-    assert_same_course(trained.metrics, read_metrics(log))
-    assert newest_checkpoint(save) == STEPS
+    course = read_metrics(log)
+    assert_same_course({i: step for i, step in course.items() if i <= STEPS}, trained.metrics)
+    assert newest_checkpoint(save) == max(course) == steps
