@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import queue
 import sys
 import warnings
 from dataclasses import dataclass
@@ -110,6 +111,20 @@ def mend_recomputation() -> None:
         initialize(self, fp8=None)
 
     recomputation.__init__ = without_fp8
+
+
+@functools.cache
+def save_without_another_process() -> None:
+    """Keeps what the writers of a checkpoint report in this process.
+
+    Megatron-Core 0.16.1 spawns a process to hand it over, for saves that training does not wait for; ours are
+    waited for. On every rank it imports all that the rank has imported, which takes seconds. Call it before
+    the first save.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    writers: Any = filesystem_async
+    writers._results_queue = queue.SimpleQueue()
 
 
 def _silence_megatron() -> None:

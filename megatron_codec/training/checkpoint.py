@@ -26,6 +26,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_codec import platform
 from megatron_codec.config import ModelConfig
 from megatron_codec.errors import UserError
 from megatron_codec.files import whole_file, write_json
@@ -142,6 +143,7 @@ def save(
         partial.mkdir(parents=True)
     torch.distributed.barrier()
     state = _state(chunks, optimizer, schedule) | {"fp8": scales.sharded_state_dict()}
+    platform.save_without_another_process()
     dist_checkpointing.save(state, str(partial), content_metadata=dict(_METADATA))
     torch.distributed.barrier()
     if layout.is_main:

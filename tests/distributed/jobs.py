@@ -1,6 +1,7 @@
 """What launched processes do; the tests call these through `launch`."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -27,7 +28,8 @@ def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
 
     Returns:
         Of each run its last `validation_loss`; `rows`: of each iteration, a hash of each sample that this
-        rank was trained on, in order; `weights`: a hash of each of this rank's initial weights.
+        rank was trained on, in order; `weights`: a hash of each of this rank's initial weights; `children`:
+        how many processes it left.
     """
     results = []
     for command_line in command_lines:
@@ -38,7 +40,8 @@ def train(command_lines: list[list[str]]) -> list[dict[str, Any]]:
             mock.patch.object(pretrain, "initialize_weights", _recording_weights(weights)),
         ):
             loss = pretrain.pretrain(parse_pretrain(command_line), PictureSampler)
-        results.append({"validation_loss": loss, "rows": rows, "weights": weights})
+        children = len(multiprocessing.active_children())
+        results.append({"validation_loss": loss, "rows": rows, "weights": weights, "children": children})
     shut_down()
     return results
 

@@ -3,8 +3,9 @@
     results = launch("tests.distributed.jobs:train", 2, command_lines=[["--tensor-model-parallel-size", "2"]])
 
 The function is called in every process with the keyword arguments, which travel as JSON, and its results
-come back as JSON, in the order of the ranks. Starting a process costs seconds of imports, so one launch
-should run through many layouts (`parallel.initialize` may be called again and again).
+come back as JSON, in the order of the ranks. Starting costs seconds of imports, so one launch should run
+through many layouts (`parallel.initialize` may be called again and again); and where no GPU is seen, one
+process imports and the ranks are its forks. CUDA does not live through a fork.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from megatron_codec.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 _OUTPUT_SHOWN = 6000  # characters of a failed rank's output
@@ -56,12 +59,11 @@ def launch(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "arguments.json").write_text(json.dumps(arguments))
-        commands = [
-            [sys.executable, "-m", "tests.distributed.launch", function, str(folder), str(rank)]
-            for rank in range(world_size)
-        ]
-        with running(commands, folder, environment) as processes:
-            wait_for_all(processes, folder, timeout)
+        ranks = [str(rank) for rank in range(world_size)]
+        starts = [[rank] for rank in ranks] if sees_gpus(environment) else [ranks]
+        command = [sys.executable, "-m", "tests.distributed.launch", function, str(folder)]
+        with running([[*command, *start] for start in starts], folder, environment) as processes:
+            wait_for_all(processes, folder, timeout, world_size)
         return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(world_size)]
 
 
@@ -111,8 +113,18 @@ def running(
             process.wait()
 
 
-def wait_for_all(processes: list[subprocess.Popen], folder: Path, timeout: float) -> None:
-    """Waits until every process has ended with status 0.
+def sees_gpus(environment: Mapping[str, str] | None) -> bool:
+    """Whether processes with these variables on top of those of this one may use a GPU."""
+    return (os.environ | dict(environment or {})).get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def wait_for_all(
+    processes: list[subprocess.Popen], folder: Path, timeout: float, world_size: int | None = None
+) -> None:
+    """Waits until every rank has ended with status 0.
+
+    Args:
+        world_size: ranks, where they are forks of one process.
 
     Raises:
         RankFailed: as soon as one has not, or after `timeout` seconds.
@@ -120,6 +132,11 @@ def wait_for_all(processes: list[subprocess.Popen], folder: Path, timeout: float
     deadline = time.monotonic() + timeout
     while True:
         statuses = [process.poll() for process in processes]
+        if world_size is not None and len(processes) < world_size:
+            told = [folder / f"status-{rank}.json" for rank in range(world_size)]
+            of_ranks = [json.loads(file.read_text()) if file.exists() else None for file in told]
+            # Without forks it failed at its imports.
+            statuses = of_ranks if any(s is not None for s in of_ranks) else statuses * world_size
         failed = [rank for rank, status in enumerate(statuses) if status]
         if failed or time.monotonic() > deadline:
             break
@@ -128,15 +145,36 @@ def wait_for_all(processes: list[subprocess.Popen], folder: Path, timeout: float
         time.sleep(0.05)
     head = f"ranks {failed} failed" if failed else f"not done after {timeout:g} s"
     parts = [f"{head}, exit statuses {statuses}"]
-    for rank in failed or range(len(processes)):
-        output = (folder / f"output-{rank}.txt").read_text(errors="replace")
+    for rank in failed or range(len(statuses)):
+        file = folder / f"output-{rank}.txt"
+        output = file.read_text(errors="replace") if file.exists() else "the same"
         parts.append(f"---- output of rank {rank} ----\n{output[-_OUTPUT_SHOWN:]}")
     raise RankFailed("\n".join(parts), statuses)
 
 
-def _main(function: str, folder: str, rank: str) -> None:
+def _fork(folder: Path, world_size: int) -> int:
+    """Forks a process for each rank and returns there with the rank; here it ends when all of them have."""
+    ranks = {}
+    for rank in range(world_size):
+        process = os.fork()
+        if not process:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+            output = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            return rank
+        ranks[process] = rank
+    while ranks:
+        process, status = os.wait()
+        write_json(folder / f"status-{ranks.pop(process)}.json", os.waitstatus_to_exitcode(status))
+    sys.exit()
+
+
+def _main(function: str, folder: str, *ranks: str) -> None:
+    called = pkgutil.resolve_name(function)
+    rank = _fork(Path(folder), len(ranks)) if len(ranks) > 1 else ranks[0]
     arguments = json.loads((Path(folder) / "arguments.json").read_text())
-    result = pkgutil.resolve_name(function)(**arguments)
+    result = called(**arguments)
     (Path(folder) / f"result-{rank}.json").write_text(json.dumps(result))
 
 

@@ -130,7 +130,8 @@ def test_overlapped_updates_are_in_the_checkpoint(corpus, tmp_path):
         [*corpus.flags, "--eval-iters", "0", "--train-iters", "3", "--save", str(tmp_path / name), *flags]
         for name, flags in (("plain", []), ("overlapped", overlap))
     ]
-    launch("tests.distributed.jobs:train", 2, command_lines=lines)
+    ranks = launch("tests.distributed.jobs:train", 2, command_lines=lines)
+    assert not any(run["children"] for runs in ranks for run in runs), "of the writers none is left"
     plain, overlapped = (weights_in(tmp_path / name) for name in ("plain", "overlapped"))
     for name, weight in plain.items():
         torch.testing.assert_close(overlapped[name], weight, atol=1e-6, rtol=0, msg=name)

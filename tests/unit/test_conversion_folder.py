@@ -29,7 +29,7 @@ from megatron_codec.training.checkpoint import Description
 from megatron_codec.training.pretrain import pretrain
 from tests.data_sources import photo_crops
 from tests.distributed.launch import ROOT, launch
-from tests.tiny import CODEC
+from tests.tiny import CODEC, STEPS
 from tests.unconstrained import Sampling
 from tests.videos import moving, write_video
 
@@ -105,7 +105,7 @@ def test_the_card_says_what_the_model_is(out, trained):
     card = (out / "README.md").read_text()
     for part in ("| context | 160 tokens |", "image_size 32, quality 25", "64 merges, BOS 320, EOS 321"):
         assert part in card
-    assert "20 steps, 160 sequences of up to 160 tokens" in card
+    assert f"{STEPS} steps, {8 * STEPS} sequences of up to 160 tokens" in card
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])

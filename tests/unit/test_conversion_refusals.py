@@ -200,11 +200,11 @@ CHECKPOINT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "latest_checkpointed_iteration.txt").unlink(),
         "no checkpoint",
     ),
-    "no tensors": (lambda folder: min(folder.glob("iter*20/*.distcp")).unlink(), "cannot be read"),
-    "damaged tensors": (cut("iter*20/*.distcp"), "cannot be read"),
-    "damaged list of tensors": (cut("iter*20/.metadata"), "cannot be read"),
+    "no tensors": (lambda folder: min(folder.glob("iter*12/*.distcp")).unlink(), "cannot be read"),
+    "damaged tensors": (cut("iter*12/*.distcp"), "cannot be read"),
+    "damaged list of tensors": (cut("iter*12/.metadata"), "cannot be read"),
     "another shape in model.json": (
-        lambda folder: (path := min(folder.glob("iter*20/model.json"))).write_text(
+        lambda folder: (path := min(folder.glob("iter*12/model.json"))).write_text(
             path.read_text().replace('"ffn_hidden_size": 160', '"ffn_hidden_size": 128')
         ),
         r"mlp.linear_fc1.weight: has the shape \[4, 320, 64\]; by model.json it is \[4, 256, 64\]",
