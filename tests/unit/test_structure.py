@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "model",
         "training.checkpoint",
     },
-    "training.checkpoint": {"errors", "files", "config", "parallel", "model"},
+    "training.checkpoint": {"errors", "files", "platform", "config", "parallel", "model"},
     "training": {
         *("errors", "files", "config", "platform", "parallel", "tokenizer", "data", "model", "estimate"),
         "training.checkpoint",
