@@ -2,7 +2,7 @@
 # From a folder of real pictures to generated pictures, on a CPU, in minutes.
 #
 #   bash examples/quickstart.sh                  # real photos of clothes (Fashion-MNIST, from Debian's archive)
-#   bash examples/quickstart.sh --long           # the same, trained for an hour or two
+#   bash examples/quickstart.sh --long           # the same, a deeper model and 13,000 steps
 #   bash examples/quickstart.sh path/to/pictures # your own
 #
 # Sets up .venv, trains a vocabulary, writes datasets, trains jpeglm-tiny, generates, and ends with
@@ -59,7 +59,7 @@ done
 step "training jpeglm-tiny (TensorBoard: tensorboard --logdir $RUN/tensorboard)"
 TRAINING_ARGS=(--preset jpeglm-tiny --train-iters 4500)
 if [ -n "$LONG" ]; then
-    # The best of the small reproduction (docs/results.md), and twice its steps.
+    # The model of the small reproduction (docs/results.md), and twice its steps.
     TRAINING_ARGS+=(--num-layers 8 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 2
         --rotary-base 500 --train-iters 13000 --lr 3e-3 --min-lr 3e-4)
 fi

@@ -36,7 +36,7 @@ step() { echo; echo "== $*"; }
 
 TRAIN_INPUT=(--input "$DATA/train-images-idx3-ubyte.gz" --geometry pad)
 TEST_INPUT=(--input "$DATA/t10k-images-idx3-ubyte.gz" --geometry pad)
-# What learnt most in short runs (docs/results.md); many small batches.
+# Better with half the computation than 6 x 256 (docs/results.md); many small batches.
 LAYERS="${LAYERS:-8}" WIDTH="${WIDTH:-128}" HEADS="${HEADS:-2}" LR="${LR:-3e-3}" ROTARY_BASE="${ROTARY_BASE:-500}"
 shape() { echo --num-layers "$1" --hidden-size "$2" --ffn-hidden-size $((3 * $2)) --num-attention-heads "$3"; }
 read -ra SHAPE <<< "$(shape "$LAYERS" "$WIDTH" "$HEADS") --rotary-base $ROTARY_BASE"

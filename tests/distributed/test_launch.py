@@ -28,11 +28,6 @@ def hang(folder: str) -> None:
     time.sleep(60)
 
 
-def test_what_fails_at_its_imports_is_told():
-    with pytest.raises(RankFailed, match=r"(?s)ranks \[0, 1\] failed.*has no attribute 'nothing'"):
-        launch(f"{HERE}:nothing", 2)
-
-
 def alive(pid: int) -> bool:
     try:
         # Forks of a killed process are zombies until init has seen them, which is not quick everywhere.
@@ -53,6 +48,11 @@ def test_a_failed_rank_ends_all_and_shows_its_output():
         launch(f"{HERE}:fail_on", 2, rank=1)
     assert failure.value.statuses == [None, 1]
     assert time.monotonic() - started < 30
+
+
+def test_what_fails_at_its_imports_is_told():
+    with pytest.raises(RankFailed, match=r"(?s)ranks \[0, 1\] failed.*has no attribute 'nothing'"):
+        launch(f"{HERE}:nothing", 2)
 
 
 def test_a_hang_ends_at_the_time_out(tmp_path):
