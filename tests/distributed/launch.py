@@ -4,12 +4,14 @@
 
 The function is called in every process with the keyword arguments, which travel as JSON, and its results
 come back as JSON, in the order of the ranks. Starting costs seconds of imports, so one launch should run
-through many layouts (`parallel.initialize` may be called again and again); and where no GPU is seen, one
-process imports and the ranks are its forks. CUDA does not live through a fork.
+through many layouts (`parallel.initialize` may be called again and again). And where no GPU is seen, one
+process imports and the ranks are its forks; for the functions of IMPORTED it is the same process every time,
+multiprocessing's fork server. CUDA does not live through a fork.
 """
 
 import contextlib
 import json
+import multiprocessing.forkserver
 import os
 import pkgutil
 import signal
@@ -19,12 +21,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from unittest import mock
 
 from megatron_codec.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+IMPORTED = "tests.distributed.jobs"
+# What optimizers and checkpoints import when they are first made.
+_IMPORTED_LATE = ("torch._dynamo", "megatron.core.dist_checkpointing.serialization")
 _OUTPUT_SHOWN = 6000  # characters of a failed rank's output
 
 
@@ -60,9 +67,13 @@ def launch(
         folder = Path(name)
         (folder / "arguments.json").write_text(json.dumps(arguments))
         ranks = [str(rank) for rank in range(world_size)]
-        starts = [[rank] for rank in ranks] if sees_gpus(environment) else [ranks]
-        command = [sys.executable, "-m", "tests.distributed.launch", function, str(folder)]
-        with running([[*command, *start] for start in starts], folder, environment) as processes:
+        if function.startswith(f"{IMPORTED}:") and not environment and not sees_gpus(environment):
+            starting = _forked(function, folder, ranks)
+        else:
+            starts = [[rank] for rank in ranks] if sees_gpus(environment) else [ranks]
+            command = [sys.executable, "-m", "tests.distributed.launch", function, str(folder)]
+            starting = running([[*command, *start] for start in starts], folder, environment)
+        with starting as processes:
             wait_for_all(processes, folder, timeout, world_size)
         return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(world_size)]
 
@@ -75,23 +86,12 @@ def running(
 
     Ends what is left of them, with their children, when the block is left.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    shared = _shared_variables() | dict(environment or {})
     processes = []
     try:
         for rank, command in enumerate(commands):
-            variables = {
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(len(commands)),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-                **(environment or {}),
-            }
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(commands))}
+            variables = os.environ | own | shared
             with open(folder / f"output-{rank}.txt", "wb") as output:
                 processes.append(
                     subprocess.Popen(
@@ -107,10 +107,74 @@ def running(
         yield processes
     finally:
         for process in processes:
-            # The whole session: the checkpoint writer has processes of its own.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_session(process.pid)
             process.wait()
+
+
+def _shared_variables() -> dict[str, str]:
+    """What all ranks of a world find in their environment, with a free port to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def _end_session(leader: int) -> None:
+    """Ends a process and what it started, its forks among them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+class Polled(Protocol):
+    """A process that can be asked for its exit status, None while it runs."""
+
+    def poll(self) -> int | None: ...
+
+
+class _Forked:
+    """A process of the fork server, asked as a `subprocess.Popen` is."""
+
+    def __init__(self, process: BaseProcess):
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+
+@contextlib.contextmanager
+def _forked(function: str, folder: Path, ranks: Sequence[str]) -> Iterator[list[_Forked]]:
+    """Calls the function of IMPORTED in forks of a process that has imported it, kept for the next time."""
+    context = multiprocessing.get_context("forkserver")
+    variables = _shared_variables()
+    with mock.patch.dict(os.environ, variables):  # the threads of a library are counted when it is loaded
+        context.set_forkserver_preload([IMPORTED, *_IMPORTED_LATE])
+        multiprocessing.forkserver.ensure_running()
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    arguments = (os.environ | variables | alone, function, str(folder), *ranks)
+    process = context.Process(target=_enter, args=arguments, name=function)
+    process.start()
+    assert process.pid is not None
+    try:
+        yield [_Forked(process)]
+    finally:
+        _end_session(process.pid)
+        process.kill()  # where it had not come to a session of its own
+        process.join()
+
+
+def _enter(variables: Mapping[str, str], function: str, folder: str, *ranks: str) -> None:
+    """`_main` in a process of the fork server, as if it had been started with these variables."""
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(variables)
+    _redirect(Path(folder) / "output-0.txt")
+    _main(function, folder, *ranks)
 
 
 def sees_gpus(environment: Mapping[str, str] | None) -> bool:
@@ -119,7 +183,7 @@ def sees_gpus(environment: Mapping[str, str] | None) -> bool:
 
 
 def wait_for_all(
-    processes: list[subprocess.Popen], folder: Path, timeout: float, world_size: int | None = None
+    processes: Sequence[Polled], folder: Path, timeout: float, world_size: int | None = None
 ) -> None:
     """Waits until every rank has ended with status 0.
 
@@ -159,9 +223,7 @@ def _fork(folder: Path, world_size: int) -> int:
         process = os.fork()
         if not process:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-            output = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            _redirect(folder / f"output-{rank}.txt")
             return rank
         ranks[process] = rank
     while ranks:
@@ -170,14 +232,19 @@ def _fork(folder: Path, world_size: int) -> int:
     sys.exit()
 
 
+def _redirect(file: Path) -> None:
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+
 def _main(function: str, folder: str, *ranks: str) -> None:
     called = pkgutil.resolve_name(function)
-    rank = _fork(Path(folder), len(ranks)) if len(ranks) > 1 else ranks[0]
+    rank = _fork(Path(folder), len(ranks)) if ranks[1:] else ranks[0]
     arguments = json.loads((Path(folder) / "arguments.json").read_text())
     result = called(**arguments)
     (Path(folder) / f"result-{rank}.json").write_text(json.dumps(result))
 
 
-# The checkpoint writer spawns processes that import this file again.
 if __name__ == "__main__":
     _main(*sys.argv[1:])

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import launch as harness
 from tests.distributed.launch import RankFailed, launch
 
 HERE = "tests.distributed.test_launch"
 
 
+@pytest.fixture(params=["imports by itself", "fork server"], autouse=True)
+def kind(request, monkeypatch):
+    """Every way that a launch goes where no GPU is seen."""
+    if request.param == "fork server":
+        monkeypatch.setattr(harness, "IMPORTED", HERE)
+
+
 def who(greeting: str) -> list:
-    return [greeting, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.getpid()]
+    return [greeting, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), os.getpid(), os.getcwd()]
 
 
 def fail_on(rank: int) -> None:
@@ -36,10 +44,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_results_come_back_in_the_order_of_ranks():
-    results = launch(f"{HERE}:who", 3, greeting="hello")
-    assert [result[:3] for result in results] == [["hello", rank, 3] for rank in range(3)]
-    assert len({pid for *_, pid in results}) == 3
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_results_come_back_in_the_order_of_ranks(world_size):
+    results = launch(f"{HERE}:who", world_size, greeting="hello")
+    assert [result[:3] for result in results] == [["hello", rank, world_size] for rank in range(world_size)]
+    assert len({os.getpid(), *(pid for *_, pid, _ in results)}) == world_size + 1
+    assert {folder for *_, folder in results} == {str(harness.ROOT)}
 
 
 def test_a_failed_rank_ends_all_and_shows_its_output():
