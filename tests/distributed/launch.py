@@ -5,7 +5,7 @@
 The function is called in every process with the keyword arguments, which travel as JSON, and its results
 come back as JSON, in the order of the ranks. Starting costs seconds of imports, so one launch should run
 through many layouts (`parallel.initialize` may be called again and again). And where no GPU is seen, one
-process imports and the ranks are its forks; for the functions of IMPORTED it is the same process every time,
+process imports and the ranks are its forks; but for the functions of ALONE it is the same process every time,
 multiprocessing's fork server. CUDA does not live through a fork.
 """
 
@@ -29,9 +29,9 @@ from unittest import mock
 from megatron_codec.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = "tests.distributed.jobs"
-# What optimizers and checkpoints import when they are first made.
-_IMPORTED_LATE = ("torch._dynamo", "megatron.core.dist_checkpointing.serialization")
+# What the fork server imports: most functions, and what optimizers and checkpoints import when they are made.
+_IMPORTED = ["tests.distributed.jobs", "torch._dynamo", "megatron.core.dist_checkpointing.serialization"]
+ALONE = {"tests.distributed.te_jobs"}  # has to do something before Megatron-Core is imported
 _OUTPUT_SHOWN = 6000  # characters of a failed rank's output
 
 
@@ -67,7 +67,7 @@ def launch(
         folder = Path(name)
         (folder / "arguments.json").write_text(json.dumps(arguments))
         ranks = [str(rank) for rank in range(world_size)]
-        if function.startswith(f"{IMPORTED}:") and not environment and not sees_gpus(environment):
+        if function.partition(":")[0] not in ALONE and not environment and not sees_gpus(environment):
             starting = _forked(function, folder, ranks)
         else:
             starts = [[rank] for rank in ranks] if sees_gpus(environment) else [ranks]
@@ -148,11 +148,11 @@ class _Forked:
 
 @contextlib.contextmanager
 def _forked(function: str, folder: Path, ranks: Sequence[str]) -> Iterator[list[_Forked]]:
-    """Calls the function of IMPORTED in forks of a process that has imported it, kept for the next time."""
+    """Calls the function in forks of a process that has imported, kept for the next time."""
     context = multiprocessing.get_context("forkserver")
     variables = _shared_variables()
     with mock.patch.dict(os.environ, variables):  # the threads of a library are counted when it is loaded
-        context.set_forkserver_preload([IMPORTED, *_IMPORTED_LATE])
+        context.set_forkserver_preload(_IMPORTED)
         multiprocessing.forkserver.ensure_running()
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     arguments = (os.environ | variables | alone, function, str(folder), *ranks)

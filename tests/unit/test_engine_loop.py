@@ -51,7 +51,7 @@ def prompt_of(number: int) -> list[int]:
 
 
 def test_requests_of_many_threads_get_what_they_get_alone(engine, loop):
-    receivers = {number: Receiver(1 + number % 3) for number in range(40)}
+    receivers = {number: Receiver(1 + number % 3) for number in range(24)}
     settings = {
         number: Sampling(temperature=0.5 + number % 4, seed=number, n=1 + number % 3, top_k=number % 7 * 30)
         for number in receivers
@@ -63,14 +63,14 @@ def test_requests_of_many_threads_get_what_they_get_alone(engine, loop):
             if number % 2:
                 assert request.finished.wait(60)
 
-    threads = [threading.Thread(target=ask, args=(range(i, 40, 8),)) for i in range(8)]
+    threads = [threading.Thread(target=ask, args=(range(i, 24, 8),)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     statistics = at_rest(loop)
     assert statistics.cache_used == 0 and statistics.cache_total == 2048
-    assert sum(statistics.finished.values()) == sum(1 + number % 3 for number in range(40))
+    assert sum(statistics.finished.values()) == sum(1 + number % 3 for number in range(24))
     assert statistics.generated_tokens == sum(len(t) for r in receivers.values() for t in r.tokens)
     assert loop.stop()
     with pytest.raises(Stopped, match="shutting down"):
