@@ -3,7 +3,7 @@
 #
 #   DATA=data/avc sbatch examples/pretrain_avclm_7b.sh
 #
-# It is pretrain_jpeglm_7b.sh with another preset: the same arrays, variables and layout, said there.
+# It is pretrain_jpeglm_7b.sh with another preset: the same arrays and variables, said there, and CP=2.
 #SBATCH --job-name=avclm-7b
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -1,7 +1,9 @@
 """Converts a checkpoint into a folder that transformers and vLLM load, or such a folder into a checkpoint.
 
-python tools/convert_checkpoint.py --from megatron --to hf --load checkpoints --save folder --check photos
-python tools/convert_checkpoint.py --from hf --to megatron --load folder --save checkpoints
+    python tools/convert_checkpoint.py --from megatron --to hf --load checkpoints --save folder --check photos
+    python tools/convert_checkpoint.py --from hf --to megatron --load folder --save checkpoints
+
+docs/conversion.md says what fits and what is kept.
 """
 
 import tyro

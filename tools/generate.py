@@ -1,8 +1,10 @@
 """Samples pictures or clips from a checkpoint, from nothing or from the first part of one.
 
-python tools/generate.py --load checkpoints --num-samples 16 --output samples
-python tools/generate.py --load checkpoints --prompt-image cat.jpg --prompt-ratio 0.5 --output completed
-python tools/generate.py --load checkpoints --prompt-video cat.mp4 --prompt-frames 10 --output completed
+    python tools/generate.py --load checkpoints --num-samples 16 --output samples
+    python tools/generate.py --load checkpoints --prompt-image cat.jpg --prompt-ratio 0.5 --output completed
+    python tools/generate.py --load checkpoints --prompt-video cat.mp4 --prompt-frames 10 --output completed
+
+OUTPUT has the pictures or clips, contact_sheet.png and samples.json.
 """
 
 import tyro

@@ -1,8 +1,8 @@
 """Serves completions and pictures of a checkpoint over HTTP: OpenAI's and Megatron-LM's routes, and a page.
 
-python tools/run_text_generation_server.py --load checkpoints
-torchrun --nproc-per-node 2 tools/run_text_generation_server.py --load checkpoints \\
-    --tensor-model-parallel-size 2
+    python tools/run_text_generation_server.py --load checkpoints
+    torchrun --nproc-per-node 2 tools/run_text_generation_server.py --load checkpoints \\
+        --tensor-model-parallel-size 2
 """
 
 import tyro

@@ -145,7 +145,7 @@ LAYOUT: dict[str, Table] = {
             one="cross-entropy-fusion-impl flash-attention-version onnx-safe mlp-chunks-for-training",
         ),
         **refused(
-            "there are no CUDA graphs",
+            "training records no CUDA graphs",
             none="enable-cuda-graph external-cuda-graph optimizer-cuda-graph",
             one="cuda-graph-impl cuda-graph-warmup-steps",
             several="cuda-graph-scope cuda-graph-modules",
