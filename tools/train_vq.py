@@ -3,17 +3,18 @@
     python tools/train_vq.py --input photos --image-size 32 --num-codes 512 --output vq
     python tools/preprocess_images.py --input photos --tokenizer vq.json --output-prefix data/train
 
-Stopped at any moment, the same command goes on where it was.
+Stopped at any moment, the same command goes on where it was; when it has ended, it trains nothing. Other
+settings or pictures for a network that is there are refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import tyro
 
-from megatron_codec.baselines.vq_vae import VqTraining, train_vq
+from megatron_codec.baselines.vq_vae import RECORD, VqTraining, decides, is_trained, train_vq
 from megatron_codec.codecs import ImageCodec
 from megatron_codec.codecs.vq import VqCodec
 from megatron_codec.errors import UserError, run_tool
@@ -56,8 +57,12 @@ def main() -> None:
     size = arguments.image_size
     if size < 1 or size % training.downsample:
         raise UserError(f"--image-size {size}", f"must be a multiple of --downsample {training.downsample}")
-    if arguments.output.exists():
-        print(f"{arguments.output} is there already and not trained again")
+    output = arguments.output
+    if is_trained(output, asdict(training) | {"image_size": size}) and not (output / RECORD).exists():
+        print(
+            f"{output} is there already and not trained again; it has no {RECORD}, so its settings and "
+            f"pictures are not known and not compared with those given"
+        )
     else:
         streams = iterate_streams(
             arguments.input,
@@ -67,10 +72,13 @@ def main() -> None:
             limit=arguments.num_samples,
         )
         pictures = np.stack([np.frombuffer(stream, np.uint8).reshape(size, size, 3) for stream in streams])
-        told = train_vq(pictures, training, arguments.output)
-        print(f"{told:.2f} dB (PSNR) on held-out pictures")
-    codec = VqCodec.of(arguments.output, size)
-    path = arguments.output.with_name(f"{arguments.output.name}.json")
+        if is_trained(output, decides(training, pictures)):
+            print(f"{output} is there already, with these settings and pictures, and not trained again")
+        else:
+            told = train_vq(pictures, training, output)
+            print(f"{told:.2f} dB (PSNR) on held-out pictures")
+    codec = VqCodec.of(output, size)
+    path = output.with_name(f"{output.name}.json")
     Tokenizer(codec.merges, codec.to_dict()).save(path)
     print(f"{codec.side}x{codec.side} codes of {codec.num_codes} a picture; the tokenizer is {path}")
 

@@ -2,10 +2,11 @@
 Learning", 2017), `VQModel` of the library diffusers.
 
 Its quantizer leaves two things to whoever trains it: entries begin at what the first pictures give, not near
-zero, where nearly all of them would never be used; and entries that no picture chose for a while begin anew
-at what some picture gives (as in Dhariwal et al., "Jukebox", 2020, section 3.1).
+zero; and entries that no picture chose for a while begin anew at what some picture gives (as in Dhariwal et
+al., "Jukebox", 2020, section 3.1).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,11 +21,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from megatron_codec.errors import UserError, raise_all
-from megatron_codec.files import whole_file, whole_folder
+from megatron_codec.files import whole_file, whole_folder, write_json
 
 REVIVE_EVERY = 100  # steps after which entries that were not chosen since begin anew
 SAVE_EVERY = 500
 HELD_OUT = 0.05  # of the pictures, at most a thousand, for the error that is told
+RECORD = "training.json"  # beside the network: what decided it
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,47 @@ class VqTraining:
         raise_all(faults)
 
 
+def decides(training: VqTraining, pictures: np.ndarray) -> dict[str, Any]:
+    """What a network follows from, JSON values: the settings and the pixels of pictures, uint8
+    [n, size, size, 3]. It lies beside the network as `training.json`."""
+    pixels = hashlib.sha256(np.ascontiguousarray(pictures).data).hexdigest()
+    found = {"image_size": pictures.shape[1], "pictures": len(pictures), "pixels_sha256": pixels}
+    return asdict(training) | found
+
+
+def is_trained(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a folder holds a network already; False where there is none or an empty one.
+
+    Args:
+        wanted: of `decides`, as much as is known. A network without `training.json` is not compared with it.
+
+    Raises:
+        UserError: the network was trained otherwise, or the folder holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / "config.json").is_file():
+        rule = "exists already and holds no network"
+        raise UserError(f"--output {folder}", rule, "remove it or choose another")
+    record = folder / RECORD
+    if record.exists():
+        try:
+            others = _others(json.loads(record.read_text(encoding="utf-8")), wanted)
+        except (OSError, ValueError, TypeError) as error:
+            remedy = f"give another --output, or remove {folder} to train anew"
+            raise UserError(f"{record}", f"cannot be read: {error}", remedy) from error
+        if others:
+            raise UserError(
+                f"--output {folder}",
+                f"holds a network that was trained with {others}",
+                "give another --output, or remove the folder to train anew",
+            )
+    return True
+
+
 def train_vq(pictures: np.ndarray, training: VqTraining, folder: Path, progress: bool = True) -> float:
-    """Trains a network and writes it to `folder`, whole; returns the PSNR in dB on held-out pictures.
+    """Trains a network and writes it to `folder`, whole, with `training.json` beside it; returns the PSNR in
+    dB on held-out pictures.
 
     Stopped at any moment, the same call goes on from the last 500 steps; what was not finished lies in
     FOLDER.partial until then.
@@ -74,7 +115,7 @@ def train_vq(pictures: np.ndarray, training: VqTraining, folder: Path, progress:
         pictures: uint8 [n, size, size, 3].
 
     Raises UserError for too few pictures, a size that the network cannot halve so often, a folder that has
-    something in it, and a run that was stopped and had other settings.
+    something in it, and a run that was stopped and had other settings or pictures.
     """
     held_out = max(1, min(1000, int(len(pictures) * HELD_OUT)))
     size = pictures.shape[1] if pictures.ndim == 4 else 0
@@ -83,12 +124,13 @@ def train_vq(pictures: np.ndarray, training: VqTraining, folder: Path, progress:
     if size % training.downsample:
         rule = f"must be a multiple of --downsample {training.downsample}"
         raise UserError(f"--image-size {size}", rule)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    decided = decides(training, pictures)
+    if is_trained(folder, decided):
         raise UserError(f"{folder}", "exists already", "remove it or choose another")
     torch.manual_seed(training.seed)
     model = _network(training, size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    state = _State(folder.with_name(f"{folder.name}.partial"), training, len(pictures))
+    state = _State(folder.with_name(f"{folder.name}.partial"), decided)
     step = state.load(model, optimizer)
     test, train = pictures[:held_out], pictures[held_out:]
     used = torch.zeros(training.num_codes, dtype=torch.bool)
@@ -123,6 +165,7 @@ def train_vq(pictures: np.ndarray, training: VqTraining, folder: Path, progress:
                 state.save(model, optimizer, step)
     with whole_folder(folder) as place:
         model.save_pretrained(place)
+        write_json(place / RECORD, decided)
     state.remove()
     return psnr(model.eval(), test)
 
@@ -171,12 +214,25 @@ def _revive(model: Any, latents: Tensor, which: Tensor, rng: np.random.Generator
     model.quantize.embedding.weight[which] = entries + 0.01 * rows.std() * noise
 
 
-class _State:
-    """What a run that was stopped goes on from."""
+def _others(made: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Which of what is wanted was otherwise, by flags; what `made` does not say is not compared."""
+    names = {"pictures": "--input's number of pictures", "pixels_sha256": "--input's pixels, SHA-256"}
+    return ", ".join(
+        f"{names.get(name, '--' + name.replace('_', '-'))} {str(made[name])[:12]} (now {str(value)[:12]})"
+        for name, value in wanted.items()
+        if name in made and made[name] != value
+    )
 
-    def __init__(self, folder: Path, training: VqTraining, pictures: int):
-        self.folder = folder
-        self.described = json.dumps(asdict(training) | {"pictures": pictures}, sort_keys=True)
+
+class _State:
+    """What a run that was stopped goes on from.
+
+    Args:
+        decided: see `decides`.
+    """
+
+    def __init__(self, folder: Path, decided: dict[str, Any]):
+        self.folder, self.decided = folder, decided
 
     def load(self, model: Any, optimizer: torch.optim.Optimizer) -> int:
         """Puts back what was saved; the number of steps it had."""
@@ -184,8 +240,8 @@ class _State:
         if not path.exists():
             return 0
         saved = torch.load(path, weights_only=True)
-        if saved["described"] != self.described:
-            rule = f"holds a run that was stopped and had other settings: {saved['described']}"
+        if others := _others(json.loads(saved["described"]), self.decided):
+            rule = f"holds a run that was stopped and had other settings: {others}"
             raise UserError(f"{self.folder}", rule, "give the same ones, or remove it to begin again")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -195,7 +251,7 @@ class _State:
         """Between intervals of `REVIVE_EVERY`, so that which entries were used need not be kept."""
         content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
         with whole_file(self.folder / "state.pt") as stream:
-            torch.save(content | {"described": self.described}, stream)
+            torch.save(content | {"described": json.dumps(self.decided)}, stream)
 
     def remove(self) -> None:
         """Takes the folder away."""

@@ -9,7 +9,7 @@ from PIL import Image
 from megatron_codec.codecs.images import canonical
 from megatron_codec.errors import UserError
 
-MAX_DIFFERENT = 200_000  # colours that k-means is given; more of them change the palette very little
+MAX_DIFFERENT = 200_000  # colours that k-means is given at most; more change the palette very little
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,10 @@ def cluster(colours: np.ndarray, counts: np.ndarray, number: int, seed: int = 0)
             remedy = "pip install 'megatron_codec[eval]'"
             raise UserError("scikit-learn", "is needed for k-means and not installed", remedy) from error
         if len(colours) > MAX_DIFFERENT:
-            kept = np.random.default_rng(seed).choice(
-                len(colours), MAX_DIFFERENT, replace=False, p=counts / counts.sum()
-            )
-            # Drawn by their frequency; they count alike then.
-            colours, counts = colours[kept], np.ones(MAX_DIFFERENT, np.int64)
+            # So many pixels, drawn with replacement: a colour counts as often as it was drawn, whose mean is
+            # proportional to how often it comes.
+            times = np.random.default_rng(seed).multinomial(MAX_DIFFERENT, counts / counts.sum())
+            colours, counts = colours[times > 0], times[times > 0]
         means = KMeans(number, random_state=seed, max_iter=100).fit(
             colours.astype(np.float64), sample_weight=counts
         )

@@ -16,6 +16,7 @@ from megatron_codec.codecs.pixels import nearest, palette_text
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError
 from megatron_codec.inference import Engine, Sampling
+from megatron_codec.preprocessing import palette
 from megatron_codec.preprocessing.palette import cluster, count_colours
 from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import photo_crops, write_photo_folder
@@ -103,6 +104,20 @@ def test_few_colours_are_kept_as_they_are():
     assert len(cluster(colours, counts, 2)) == 2
     with pytest.raises(UserError, match="--num-colors 1"):
         cluster(colours, counts, 1)
+
+
+def test_of_too_many_colours_each_counts_as_often_as_it_comes(monkeypatch):
+    """Black is 87% of the dark pixels, and a mean of them is near black."""
+    rng = np.random.default_rng(1)
+    dark, bright = rng.integers(40, 60, (300, 3)), rng.integers(200, 220, (300, 3))
+    colours = np.unique(np.concatenate([[[0, 0, 0]], dark, bright]), axis=0).astype(np.uint8)
+    counts = np.where((colours == 0).all(axis=1), 2000, 1)
+    assert len(colours) > 500
+    monkeypatch.setattr(palette, "MAX_DIFFERENT", 500)
+    sampled = cluster(colours, counts, 2, seed=3)
+    monkeypatch.setattr(palette, "MAX_DIFFERENT", 10_000)
+    assert np.abs(sampled.astype(int) - cluster(colours, counts, 2, seed=3)).max() <= 3
+    assert sampled[0].max() < 10 and sampled[1].min() > 200
 
 
 def test_from_pictures_to_a_dataset(tmp_path, tmp_path_factory, monkeypatch):

@@ -1,9 +1,12 @@
 """The VQ transformer's codec and the training of its network, beside diffusers' own forward pass."""
 
+import json
+import runpy
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+import textwrap
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from diffusers import VQModel
 from PIL import Image
 
 from megatron_codec.baselines import vq_vae
-from megatron_codec.baselines.vq_vae import VqTraining, psnr, train_vq
+from megatron_codec.baselines.vq_vae import RECORD, VqTraining, decides, is_trained, psnr, train_vq
 from megatron_codec.codecs import DecodeError, codes, get_codec
 from megatron_codec.codecs.vq import WEIGHTS, VqCodec
 from megatron_codec.errors import UserError
@@ -121,11 +124,86 @@ def test_a_run_that_was_stopped_takes_the_same_steps(folder, tmp_path, monkeypat
     assert not (tmp_path / "network").exists()
     with pytest.raises(UserError, match="was stopped and had other settings"):
         train_vq(PICTURES, replace(SHORT, lr=1e-4), tmp_path / "network", progress=False)
+    with pytest.raises(UserError, match=r"stopped and had other settings: --input's pixels, SHA-256"):
+        train_vq(PICTURES[::-1], SHORT, tmp_path / "network", progress=False)
     train_vq(PICTURES, SHORT, tmp_path / "network", progress=False)
     for name, weight in VQModel.from_pretrained(folder).state_dict().items():
         again = VQModel.from_pretrained(tmp_path / "network").state_dict()[name]
         assert torch.allclose(weight, again, atol=1e-4), name
     assert not (tmp_path / "network.partial").exists()
+
+
+def test_a_stopped_run_that_did_not_say_its_pixels_goes_on(tmp_path):
+    network = vq_vae._network(SHORT, 16)
+    optimizer = torch.optim.AdamW(network.parameters())
+    before = asdict(SHORT) | {"pictures": len(PICTURES)}
+    vq_vae._State(tmp_path, before).save(network, optimizer, 100)
+    state = vq_vae._State(tmp_path, decides(SHORT, PICTURES))
+    assert state.load(network, optimizer) == 100
+    with pytest.raises(UserError, match=r"--input's number of pictures 60 \(now 59\)"):
+        vq_vae._State(tmp_path, decides(SHORT, PICTURES[1:])).load(network, optimizer)
+
+
+def test_a_network_says_what_it_was_trained_on(folder, tmp_path):
+    wanted = decides(SHORT, PICTURES)
+    assert json.loads((folder / RECORD).read_text()) == wanted and is_trained(folder, wanted)
+    with pytest.raises(UserError, match=r"with --num-codes 32 \(now 64\), --steps 120 \(now 9\); give"):
+        is_trained(folder, asdict(replace(SHORT, num_codes=64, steps=9)))
+    with pytest.raises(UserError, match=r"trained with --input's pixels, SHA-256 \w{12} \(now \w{12}\)"):
+        is_trained(folder, decides(SHORT, 255 - PICTURES))
+    # Networks of before are the same to the codec, and are not compared with anything.
+    shutil.copytree(folder, tmp_path / "before")
+    (tmp_path / "before" / RECORD).unlink()
+    assert is_trained(tmp_path / "before", asdict(replace(SHORT, steps=9)))
+    assert VqCodec.of(tmp_path / "before", 16).sha256 == VqCodec.of(folder, 16).sha256
+    (tmp_path / "before" / RECORD).write_text("{")
+    with pytest.raises(UserError, match=r"training\.json: cannot be read"):
+        is_trained(tmp_path / "before", wanted)
+    (tmp_path / "empty").mkdir()
+    assert not is_trained(tmp_path / "empty", wanted) and not is_trained(tmp_path / "absent", wanted)
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(UserError, match="exists already and holds no network; remove it"):
+        is_trained(tmp_path / "empty", wanted)
+
+
+def test_the_same_command_trains_once_and_others_are_refused(tmp_path, monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "tools" / "train_vq.py"))["main"]
+    np.save(tmp_path / "a.npy", PICTURES)
+    np.save(tmp_path / "b.npy", PICTURES[:, ::-1])
+
+    def told(pictures="a.npy", size=16, output=tmp_path / "vq", **flags):
+        arguments = ["train_vq.py", "--input", tmp_path / pictures, "--image-size", size, "--output", output]
+        for name, value in ({"num-codes": 32, "steps": 2, "batch-size": 2} | flags).items():
+            arguments += [f"--{name}", value]
+        monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+        main()
+        return capsys.readouterr().out
+
+    (tmp_path / "vq").mkdir()  # an empty folder is as good as none
+    assert "dB (PSNR)" in told()
+    (tmp_path / "vq.json").unlink()
+    assert "with these settings and pictures, and not trained again" in told()
+    assert Tokenizer.load(tmp_path / "vq.json").codec == VqCodec.of(tmp_path / "vq", 16).to_dict()
+    for other, message in (
+        ({"num-codes": 64}, r"--num-codes 32 \(now 64\); give another --output, or remove the folder"),
+        ({"steps": 3}, r"--steps 2 \(now 3\)"),
+        ({"size": 32}, r"--image-size 16 \(now 32\)"),
+        ({"pictures": "b.npy"}, r"--input's pixels, SHA-256 "),
+        ({"num-samples": 50}, r"--input's number of pictures 60 \(now 50\)"),
+    ):
+        with pytest.raises(UserError, match=rf"--output .*vq: holds a network .*trained with {message}"):
+            told(**other)
+    (tmp_path / "vq" / RECORD).unlink()
+    assert "its settings and pictures are not known" in told(steps=3)
+
+
+def test_the_documents_snippet_makes_a_tokenizer_of_a_folder(folder, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "baselines.md").read_text()
+    start = text.index("    from megatron_codec.codecs.vq")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "folder")
+    exec(textwrap.dedent(text[start : text.index("The weights are", start)]), {})
+    assert Tokenizer.load(Path("vq.json")).codec == VqCodec.of("folder", 256).to_dict()
 
 
 def test_what_does_not_fit_is_refused(codec, folder, tmp_path):
@@ -166,7 +244,6 @@ def test_from_pictures_to_a_dataset(tmp_path, tmp_path_factory):
     arguments = ["--input", photos, "--image-size", 16, "--num-codes", 32, "--output", tmp_path / "vq"]
     told = tool("train_vq", *arguments, "--steps", 20, "--batch-size", 4)
     assert "dB (PSNR)" in told and "4x4 codes of 32 a picture" in told
-    assert "not trained again" in tool("train_vq", *arguments)
     told = tool(
         "preprocess_images", "--input", photos, "--tokenizer", tmp_path / "vq.json", "--workers", 1,
         "--output-prefix", tmp_path / "p",
