@@ -11,8 +11,9 @@
 #
 # FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for a
 # quarter; NUM_SAMPLES=1000 compares so many pictures (200 by default). LAYERS, WIDTH, HEADS, LR and ROTARY_BASE are
-# those of the Llama. Stopped at any moment, the same command goes on where it was; all is kept in runs/reproduction,
-# or in RUN. REPORT names another file for the report.
+# those of the Llama (`quality` and the smaller ones of `scale` have a shape of their own). Stopped at any moment, the
+# same command goes on where it was; all is kept in runs/reproduction, or in RUN, of which each has one FLOPS and one
+# Llama. REPORT names another file for the report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,23 +22,36 @@ STAGES=("$@")
 for stage in "${STAGES[@]}"; do
     case "$stage" in
         compare | sampling | scale | quality | report) ;;
-        -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "error: $stage: is not known; use compare, sampling, scale, quality or report" >&2; exit 2 ;;
     esac
 done
 
-source requirements/install.sh dev
-source examples/fashion_mnist.sh
 RUN="${RUN:-runs/reproduction}"
 FLOPS="${FLOPS:-5e14}"
 NUM_SAMPLES="${NUM_SAMPLES:-200}"
-mkdir -p "$RUN"
+# 8 x 128 is better with half the computation than 6 x 256 (docs/results.md).
+LAYERS="${LAYERS:-8}" WIDTH="${WIDTH:-128}" HEADS="${HEADS:-2}" LR="${LR:-3e-3}" ROTARY_BASE="${ROTARY_BASE:-500}"
+settings="LAYERS=$LAYERS WIDTH=$WIDTH HEADS=$HEADS LR=$LR ROTARY_BASE=$ROTARY_BASE FLOPS=$FLOPS"
+# Models of other settings are others: going on from them would mix the two.
+if [ "${STAGES[*]}" != report ]; then
+    if [ -d "$RUN/models" ] && [ ! -f "$RUN/settings" ]; then
+        echo "error: $RUN has models, and no file 'settings' that says how they were made: give another RUN" >&2
+        exit 2
+    elif [ -f "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$settings" ]; then
+        echo "error: $RUN was made with $(cat "$RUN/settings"), not with $settings: give these, or another RUN" >&2
+        exit 2
+    fi
+    mkdir -p "$RUN"
+    echo "$settings" > "$RUN/settings.tmp" && mv "$RUN/settings.tmp" "$RUN/settings"
+fi
+
+source requirements/install.sh dev
+source examples/fashion_mnist.sh
 step() { echo; echo "== $*"; }
 
 TRAIN_INPUT=(--input "$DATA/train-images-idx3-ubyte.gz" --geometry pad)
 TEST_INPUT=(--input "$DATA/t10k-images-idx3-ubyte.gz" --geometry pad)
-# Better with half the computation than 6 x 256 (docs/results.md); many small batches.
-LAYERS="${LAYERS:-8}" WIDTH="${WIDTH:-128}" HEADS="${HEADS:-2}" LR="${LR:-3e-3}" ROTARY_BASE="${ROTARY_BASE:-500}"
 shape() { echo --num-layers "$1" --hidden-size "$2" --ffn-hidden-size $((3 * $2)) --num-attention-heads "$3"; }
 read -ra SHAPE <<< "$(shape "$LAYERS" "$WIDTH" "$HEADS") --rotary-base $ROTARY_BASE"
 SCHEDULE=(--micro-batch-size 6 --global-batch-size 6 --lr "$LR" --min-lr "$(python -c "print($LR / 10)")"
@@ -105,7 +119,7 @@ for stage in "${STAGES[@]}"; do
                     --num-samples 60000 --output "$RUN/vq"
             fi
             mkdir -p "$RUN/codes" "$RUN/pixels"
-            cp "$RUN/vq.json" "$RUN/codes/tokenizer.json"
+            cp "$RUN/vq.json" "$RUN/codes/tokenizer.tmp" && mv "$RUN/codes/tokenizer.tmp" "$RUN/codes/tokenizer.json"
             dataset codes preprocess_images.py
             if [ ! -f "$RUN/pixels/tokenizer.json" ]; then
                 step "finding the colours of the pixel model"

@@ -1,12 +1,13 @@
 """Contact sheets: many small pictures on one, for people who would rather look than read."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 4
-_LABEL_HEIGHT = 14
+_LINE_HEIGHT = 12
 _BACKGROUND = (250, 250, 250)
 _MISSING = (200, 60, 60)
 _GENERATED = (240, 140, 20)
@@ -19,20 +20,23 @@ def contact_sheet(
 
     Args:
         rows: None draws a crossed-out cell, for a sample that does not decode.
-        titles: headings of the columns, as many as are wanted.
+        titles: headings of the columns, as many as are wanted; long ones are broken into lines.
     """
     columns = max(len(row) for row in rows)
     cell = size
     first = next((picture for row in rows for picture in row if picture is not None), None)
     if first is not None:
         cell = max(1, round(size / max(first.size))) * max(first.size)
-    top = _LABEL_HEIGHT if titles else 0
+    headings = [_lines(title, cell) for title in titles]
+    top = 2 + _LINE_HEIGHT * max(map(len, headings)) if headings else 0
     sheet = Image.new(
         "RGB", (_GAP + columns * (cell + _GAP), top + _GAP + len(rows) * (cell + _GAP)), _BACKGROUND
     )
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((_GAP + column * (cell + _GAP), 2), title, fill=(60, 60, 60))
+    for column, lines in enumerate(headings):
+        for number, line in enumerate(lines):
+            place = (_GAP + column * (cell + _GAP), 2 + number * _LINE_HEIGHT)
+            draw.text(place, line, fill=(60, 60, 60), font=_font())
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             corner = (_GAP + x * (cell + _GAP), top + _GAP + y * (cell + _GAP))
@@ -48,6 +52,27 @@ def contact_sheet(
             )
             sheet.paste(larger, corner)
     return sheet
+
+
+def _lines(title: str, width: int) -> list[str]:
+    """A title broken between words, and within one where it is wider than `width` pixels by itself."""
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if _font().getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines.append("")
+        for letter in word:
+            if _font().getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
+
+
+@functools.cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(10)
 
 
 def film_sheet(clips: Sequence[tuple[np.ndarray | None, int]], width: int = 96) -> Image.Image:

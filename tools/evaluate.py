@@ -1,13 +1,15 @@
 """Completes real pictures at several prompt ratios and says how near the completions are to the real ones.
 
-python tools/evaluate.py --load checkpoints --data photos --subset test --hold-out 0.01 \\
-    --ratios 0.25 0.5 0.75 --num-samples 200 --output evaluation
-python tools/evaluate.py --load checkpoints --data photos --ratios 0 --top-k 40 80 --top-p 0.9 1.0 \\
-    --inception inception-2015-12-05.pt --num-samples 5000 --output evaluation
+    python tools/evaluate.py --load checkpoints --data photos --subset test --hold-out 0.01 \\
+        --ratios 0.25 0.5 0.75 --num-samples 200 --output evaluation
+    python tools/evaluate.py --load checkpoints --data photos --ratios 0 --top-k 40 80 --top-p 0.9 1.0 \\
+        --inception inception-2015-12-05.pt --num-samples 5000 --output evaluation
 
 Ends in OUTPUT/report.md, report.html and results.json. Stopped at any moment, the same command goes on where
 it was. docs/evaluation.md says what each number means.
 """
+
+import os
 
 import tyro
 
@@ -24,6 +26,8 @@ def main() -> None:
         results = evaluate(config)
     finally:
         parallel.shut_down()
+    if config.export and os.environ.get("RANK", "0") == "0":
+        print(f"see {config.output / 'export'}")
     if not results:
         return
     name = results["names"]["frechet"]

@@ -8,16 +8,13 @@ the same command goes on where it was.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import tyro
 
-from megatron_codec.codecs import ImageCodec, get_codec
-from megatron_codec.errors import UserError, run_tool
+from megatron_codec.errors import run_tool
 from megatron_codec.preprocessing import PictureEncoder
 from megatron_codec.preprocessing.command import DatasetFlags, write_dataset
-from megatron_codec.preprocessing.flags import PictureInputFlags
-from megatron_codec.tokenizer import Tokenizer
+from megatron_codec.preprocessing.flags import PictureInputFlags, picture_codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +23,7 @@ class Arguments(PictureInputFlags, DatasetFlags):
 
     def encoder(self) -> PictureEncoder:
         """See `InputFlags`."""
-        described = Tokenizer.load(self.tokenizer).codec
-        if described is None:
-            raise UserError(
-                f"--tokenizer {self.tokenizer}", "was made for no codec", "make one with its codec's tool"
-            )
-        codec = get_codec(described["name"], described["settings"])
-        if not hasattr(codec, "image_size"):
-            raise UserError(
-                f"--tokenizer {self.tokenizer}",
-                f"is for the codec '{codec.name}', which is none of pictures",
-                "use tools/preprocess_avc.py for clips",
-            )
-        return self.encoder_of(cast(ImageCodec, codec))
+        return self.encoder_of(picture_codec("--tokenizer", self.tokenizer))
 
 
 def main() -> None:

@@ -111,7 +111,11 @@ class Grammar(Protocol):
 
 
 class ImageCodec(Codec, Protocol):
-    """A codec of square pictures; its `encode` takes them in any mode and size."""
+    """A codec of square pictures; its `encode` takes them in any mode and size.
+
+    One whose streams have bytes that only its tokens need has a method `stored_bytes(length)`: the bytes of
+    so many, without these.
+    """
 
     @property
     def image_size(self) -> int:

@@ -37,6 +37,12 @@ def merges(num_codes: int) -> list[tuple[int, int]]:
     return [(_HIGH + (k >> _LOW_BITS), k & ((1 << _LOW_BITS) - 1)) for k in range(num_codes)]
 
 
+def stored_bytes(length: int, num_codes: int) -> float:
+    """Bytes of a stream of so many where each code has no more bits than it needs: how much is stored, since
+    two bytes a code are for byte-pair encoding only."""
+    return length / 2 * (num_codes - 1).bit_length() / 8
+
+
 def check(stream: bytes, length: int, num_codes: int) -> Report:
     """Whether a stream is exactly `length` codes."""
     found = len(from_stream(stream, num_codes))

@@ -151,6 +151,10 @@ class VqCodec:
         self.decode(stream).save(buffer, format="PNG")
         return buffer.getvalue()
 
+    def stored_bytes(self, length: int) -> float:
+        """See `ImageCodec`."""
+        return codes.stored_bytes(length, self.num_codes)
+
     def to_dict(self) -> dict[str, Any]:
         """Name and settings, for `get_codec`."""
         return {"name": self.name, "settings": asdict(self)}

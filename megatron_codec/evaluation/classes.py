@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_codec.errors import UserError, raise_all
-from megatron_codec.evaluation.distances import frechet
+from megatron_codec.evaluation.distances import frechet, kernel
 from megatron_codec.evaluation.features import Extractor
 from megatron_codec.evaluation.measure import real_features, set_features
 from megatron_codec.evaluation.originals import Originals
@@ -18,6 +18,7 @@ from megatron_codec.evaluation.sets import Made, Sets
 
 FOLDERS = "folders"
 _LEAST = 2  # pictures of a class: one has no covariance
+_DISTANCES = {"frechet": frechet, "kernel": kernel}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Classes:
         Raises:
             UserError: a picture has no class, a class has no count, or a class has too few pictures.
         """
-        found: dict[str, list[int]] = {name: [] for name in self.counts}
+        told = {*self.counts, *(self.of_name or {}).values()}
+        found: dict[str, list[int]] = {name: [] for name in told}
         unknown = []
         for number, name in enumerate(names):
             kind = PurePosixPath(name).parent.name if self.of_name is None else self.of_name.get(name, "")
@@ -76,16 +78,31 @@ class Classes:
         flag, faults = f"--classes {self.source}", []
         if unknown:
             rule = f"has no class for {len(unknown)} of {len(names)} pictures, first '{unknown[0]}'"
-            faults.append(UserError(flag, rule, "name each picture as given here"))
-        for kind, numbers in found.items():
+            remedy = "name each picture as given here"
+            if self.of_name is None:
+                remedy = "put each class into a folder of its own below --data, or give a CSV file name,class"
+            faults.append(UserError(flag, rule, remedy))
+        for kind, numbers in sorted(found.items()):
             if len(numbers) < _LEAST:
                 rule = f"has {len(numbers)} of the {len(names)} pictures and must have at least {_LEAST}"
-                remedy = "give more --num-samples, or leave the class out of both files"
+                remedy = "give more --num-samples, or leave the class out of --classes and --class-counts"
                 faults.append(UserError(f"class '{kind}'", rule, remedy))
             if self.counts and kind not in self.counts:
                 faults.append(UserError(f"class '{kind}'", "has no count", "add it to --class-counts"))
         raise_all(faults)
         return {kind: np.array(numbers) for kind, numbers in sorted(found.items())}
+
+    def rank_problem(self, names: Sequence[str], dimensions: int) -> str | None:
+        """What is wrong with Frechet distances of so few pictures of a class, or None."""
+        kind, numbers = min(self.members(names).items(), key=lambda item: len(item[1]))
+        if len(numbers) > dimensions:
+            return None
+        return (
+            f"class '{kind}' has {len(numbers)} pictures, not more than the {dimensions} features: Frechet "
+            f"distances by class have a bias that depends on how many there are of a class and on how much "
+            f"the pictures of a row differ, so a gain may be that bias; read the kernel distance, which has "
+            f"none"
+        )
 
 
 def compare_classes(
@@ -96,37 +113,43 @@ def compare_classes(
     sets: Sets,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
-    """Frechet distances by class, of each row of the tables, and of every two what sets them apart.
+    """Frechet and kernel distances by class, of each row of the tables, and what sets every two apart.
 
     Args:
         made: the sets of the rows.
 
     Returns:
-        `pictures` and `counts` of each class; `distances`, a dictionary for each row with `completer`,
-        `ratio` and `of_class` (means over seeds); `comparisons`, with the first row of its ratio as
-        `completer` and each other one as `other`: `gain` (the other's distance less the first's) of each
-        class and, with counts, `pearson` of the gain with the logarithm of the count and `spearman`, both
-        (coefficient, p-value), or None where they are not defined.
+        `pictures` and `counts` of each class; `distances`, a dictionary for each row and distance with
+        `distance` ("frechet" or "kernel"), `completer`, `ratio` and `of_class` (means over seeds);
+        `comparisons` of each distance, with the first row of its ratio as `completer` and each other one as
+        `other`: `gain` (the other's distance less the first's) of each class and, with counts, `pearson` of
+        the gain with the logarithm of the count and `spearman`, both (coefficient, p-value), or None where
+        they are not defined.
     """
     members = classes.members(originals.names)
-    real = real_features(originals, extractor, sets)
+    real = real_features(originals, extractor, sets).astype(np.float64)
     distances = []
     for (name, ratio), of_seeds in made.items():
-        of_class = {}
         tables = [set_features(one, originals, extractor, sets).astype(np.float64) for one in of_seeds]
-        for kind, numbers in members.items():
-            per_seed = [frechet(real[numbers].astype(np.float64), table[numbers]) for table in tables]
-            of_class[kind] = float(np.mean(per_seed))
-        distances.append({"completer": name, "ratio": ratio, "of_class": of_class})
+        for distance, compute in _DISTANCES.items():
+            of_class = {
+                kind: float(np.mean([compute(real[numbers], table[numbers]) for table in tables]))
+                for kind, numbers in members.items()
+            }
+            row = {"distance": distance, "completer": name, "ratio": ratio, "of_class": of_class}
+            distances.append(row)
         progress(1)
     comparisons = []
-    for ratio in dict.fromkeys(row["ratio"] for row in distances):
-        first, *others = [row for row in distances if row["ratio"] == ratio]
-        for other in others:
-            gain = {kind: other["of_class"][kind] - first["of_class"][kind] for kind in members}
-            comparison = {"ratio": ratio, "completer": first["completer"], "other": other["completer"]}
-            comparison |= {"gain": gain} | _correlations(gain, classes.counts)
-            comparisons.append(comparison)
+    for distance in _DISTANCES:
+        for ratio in dict.fromkeys(row["ratio"] for row in distances):
+            first, *others = [
+                row for row in distances if row["ratio"] == ratio and row["distance"] == distance
+            ]
+            for other in others:
+                gain = {kind: other["of_class"][kind] - first["of_class"][kind] for kind in members}
+                comparison = {"distance": distance, "ratio": ratio, "completer": first["completer"]}
+                comparison |= {"other": other["completer"], "gain": gain}
+                comparisons.append(comparison | _correlations(gain, classes.counts))
     return {
         "pictures": {kind: len(numbers) for kind, numbers in members.items()},
         "counts": dict(classes.counts),

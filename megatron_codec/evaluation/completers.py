@@ -22,7 +22,7 @@ from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import Sampling
 
 Progress = Callable[[int], object]
-Reference = Literal["original", "codec", "blurred", "noise"]
+Reference = Literal["original", "others", "codec", "blurred", "noise"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -60,23 +60,29 @@ class Completer(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Gives the memory of its models back."""
+        ...
+
 
 @dataclass(frozen=True)
 class ReferenceCompleter:
-    """Where a scale has its ends: the originals themselves (distance 0), the originals through a codec
-    (below which no model that writes this codec can be expected to get), blurred, and noise in place of what
-    the prompt does not give.
+    """Where a scale has its ends: the originals themselves (distance 0), other real pictures (how far as
+    many real ones are from each other, which is what a perfect model has from nothing), either through a
+    codec, blurred, and noise in place of what the prompt does not give.
 
     Args:
         codec: whose prompts are given, and which `kind` "codec" is about.
         label: what the codec is called in the tables; by default its name.
         upscaler: for a codec of smaller pictures than the originals.
+        through: whether `kind` "others" goes through the codec too.
     """
 
     kind: Reference
     codec: ImageCodec
     label: str = ""
     upscaler: Upscaler = field(default_factory=Upscaler)
+    through: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Reference):
@@ -85,17 +91,23 @@ class ReferenceCompleter:
     @property
     def name(self) -> str:
         """See `Completer`."""
-        return f"original, {self.label or self.codec.name}" if self.kind == "codec" else self.kind
+        of = f", {self.label or self.codec.name}"
+        names = {"codec": f"original{of}", "others": "other real ones" + (of if self.through else "")}
+        return names.get(self.kind, self.kind)
 
     @property
     def is_random(self) -> bool:
         """See `Completer`."""
-        return self.kind == "noise"
+        return self.kind == "noise" or (self._encodes and self.upscaler.is_random)
+
+    @property
+    def _encodes(self) -> bool:
+        return self.kind == "codec" or self.through
 
     def identity(self, ratio: float, seed: int) -> dict[str, Any]:
         """See `Completer`."""
         identity: dict[str, Any] = {"reference": self.kind}
-        if self.kind != "original":
+        if self.kind not in ("original", "others") or self.through:
             identity |= {"codec": self.codec.to_dict()} | self.upscaler.identity
         if self.kind in ("blurred", "noise"):  # of the others the prompt is no other than the rest
             identity["ratio"] = ratio
@@ -107,12 +119,18 @@ class ReferenceCompleter:
         """See `Completer`."""
         samples = []
         given = originals.given(self.codec, ratio)[:, :, None]
+        shown = originals
+        if self.kind == "others":
+            if originals.others is None:
+                raise UserError("reference 'others'", "needs as many pictures again", "give more --data")
+            shown = originals.others
         for number in numbers:
-            pixels = originals.pictures[number]
-            if self.kind == "codec":
-                stream = originals.streams(self.codec)[number]
-                sample = Sample.of_stream(self.codec, stream, stream, originals.image_size, self.upscaler)
-                errors = sample.pixels().astype(float) - pixels
+            pixels = shown.pictures[number]
+            if self._encodes:
+                stream = shown.streams(self.codec)[number]
+                noise = (seed << 32) + number
+                sample = Sample.of_stream(self.codec, stream, stream, shown.image_size, self.upscaler, noise)
+                errors = shown.active(sample.pixels()[None].astype(float)) - shown.active(pixels[None])
                 known = sample.numbers | {"squared_error": float((errors**2).mean())}
                 samples.append(replace(sample, numbers=known))
             else:
@@ -129,10 +147,14 @@ class ReferenceCompleter:
             progress(1)
         return samples
 
+    def release(self) -> None:
+        """See `Completer`."""
+        self.upscaler.release()
+
 
 class FolderCompleter:
     """Pictures that another program has completed: `FOLDER/RATIO/*.png`, or `FOLDER/RATIO/SEED/*.png`, as in
-    `sd/0.5/0/00000.png`. In the order of their names they belong to the originals.
+    `sd/0.5/0/00000.png`. In the order of their names they belong to the originals, see `export`.
 
     Raises:
         UserError: there is no such folder.
@@ -188,29 +210,47 @@ class FolderCompleter:
         """See `Completer`.
 
         Raises:
-            UserError: there are not as many pictures as originals, one cannot be read or has another size.
+            UserError: one cannot be read or has another size.
         """
-        files, size = self.files(ratio, seed), originals.image_size
-        where = f"--pictures {self.folder}, ratio {ratio:g}"
-        if len(files) != len(originals):
-            raise UserError(
-                f"{where}: {len(files)} pictures",
-                f"must be as many as the originals, {len(originals)}",
-                "distances compare at equal numbers only; complete all, or change --num-samples",
-            )
         samples = []
-        for path in files[numbers.start : numbers.stop]:
-            try:
-                with Image.open(path) as picture:
-                    found, pixels = picture.size, np.asarray(picture.convert("RGB"))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise UserError(f"{path}", f"cannot be read: {error}", "give a whole picture") from error
-            if found != (size, size):
-                rule = f"must be {size}x{size} pixels, as the originals are"
-                raise UserError(f"{path}: {found[0]}x{found[1]} pixels", rule, "resize all of them alike")
+        for path in self.files(ratio, seed)[numbers.start : numbers.stop]:
+            with self._opened(path, originals.image_size) as picture:
+                try:
+                    pixels = np.asarray(picture.convert("RGB"))
+                except (OSError, SyntaxError, ValueError) as error:
+                    raise _unreadable(path, error) from error
             samples.append(Sample.of_pixels(pixels))
             progress(1)
         return samples
+
+    def release(self) -> None:
+        """See `Completer`: there are none."""
+
+    def check(self, originals: Originals, ratio: float, seed: int) -> None:
+        """Raises UserError where there are not as many pictures as originals, or one has another size."""
+        files = self.files(ratio, seed)
+        if len(files) != len(originals):
+            raise UserError(
+                f"--pictures {self.folder}, ratio {ratio:g}: {len(files)} pictures",
+                f"must be as many as the originals, {len(originals)}",
+                "distances compare at equal numbers only; complete all, or change --num-samples",
+            )
+        for path in files:
+            self._opened(path, originals.image_size).close()
+
+    @staticmethod
+    def _opened(path: Path, size: int) -> Image.Image:
+        try:
+            picture = Image.open(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise _unreadable(path, error) from error
+        if picture.size != (size, size):
+            picture.close()
+            rule = f"must be {size}x{size} pixels, as the originals are"
+            raise UserError(
+                f"{path}: {picture.width}x{picture.height} pixels", rule, "resize all of them alike"
+            )
+        return picture
 
 
 def row_name(name: str, sampling: Sampling) -> str:
@@ -220,6 +260,10 @@ def row_name(name: str, sampling: Sampling) -> str:
     cuts += [f"temperature {sampling.temperature:g}"] if sampling.temperature != 1 else []
     cuts += [] if sampling.constrained else ["no grammar"]
     return ", ".join([name, *cuts])
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}", f"cannot be read: {error}", "give a whole picture")
 
 
 def _number(text: str) -> float | None:

@@ -21,10 +21,11 @@ from megatron_codec.errors import UserError
 from megatron_codec.evaluation.completers import Progress
 from megatron_codec.evaluation.originals import Originals
 from megatron_codec.evaluation.samples import Sample
-from megatron_codec.evaluation.upscaling import hash_folder, load_pipeline
+from megatron_codec.evaluation.upscaling import hash_folder, load_pipeline, random_numbers
 
 BATCH = 8  # pictures at a time; the numbers that they begin at depend on it
 GREY = 127
+GUIDANCE = 1.0  # none: more takes two steps in place of one, and weighs no words against no words
 KINDS = ("StableDiffusionInpaintPipeline", "StableDiffusionPipeline", "VQDiffusionPipeline")
 
 
@@ -84,6 +85,7 @@ class DiffusersCompleter:
         return {
             "pipeline_sha256": self._hash,
             "steps": self.steps,
+            "guidance_scale": GUIDANCE,
             "codec": codec,
             "ratio": ratio,
             "seed": seed,
@@ -126,7 +128,6 @@ class DiffusersCompleter:
         side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         mask = Image.fromarray(np.where(given, 0, 255).astype(np.uint8))
         mask = mask.resize((side, side), Image.Resampling.NEAREST)
-        # Guidance takes two steps in place of one, and weighs no words against no words.
         made = pipeline(
             [""] * len(shown),
             image=[picture.resize((side, side), Image.Resampling.BICUBIC) for picture in shown],
@@ -134,8 +135,8 @@ class DiffusersCompleter:
             height=side,
             width=side,
             num_inference_steps=self.steps,
-            guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(seed),
+            guidance_scale=GUIDANCE,
+            generator=random_numbers(seed),
         )
         return made.images
 
@@ -162,7 +163,8 @@ class DiffusersCompleter:
         made = pipeline(
             [""] * len(shown),
             num_inference_steps=self.steps,
-            generator=torch.Generator(network.device).manual_seed(seed),
+            guidance_scale=GUIDANCE,
+            generator=random_numbers(seed, network.device),
             latents=torch.where(known, codes, torch.full_like(codes, masked)),
             callback=keep,
         )

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from megatron_codec.config import PretrainConfig
 from megatron_codec.estimate.flops import model_parameters, token_flops
 from megatron_codec.evaluation.classes import compare_classes
-from megatron_codec.evaluation.completers import Completer
-from megatron_codec.evaluation.diffusers_completer import DiffusersCompleter
+from megatron_codec.evaluation.completers import Completer, FolderCompleter, ReferenceCompleter
 from megatron_codec.evaluation.distances import rank_problem
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter, held_out
-from megatron_codec.evaluation.evaluate_config import EvaluateConfig, check
+from megatron_codec.evaluation.evaluate_config import EvaluateConfig, Plan, check
 from megatron_codec.evaluation.evaluation_report import write_evaluation
+from megatron_codec.evaluation.export import export
 from megatron_codec.evaluation.features import Extractor, metric_names
 from megatron_codec.evaluation.measure import measure, over_seeds
 from megatron_codec.evaluation.originals import Originals, read_originals
@@ -49,7 +49,8 @@ class Entry:
 
 
 def evaluate(config: EvaluateConfig, extractor: Extractor | None = None) -> dict[str, Any]:
-    """Makes what is missing, measures, writes the report and returns `results.json`.
+    """Makes what is missing, measures, writes the report and returns `results.json`; nothing on the other
+    processes of a layout, nor with `--export`.
 
     Args:
         extractor: of features; by default what `--inception` says.
@@ -60,13 +61,34 @@ def evaluate(config: EvaluateConfig, extractor: Extractor | None = None) -> dict
     """
     plan = check(config, extractor)
     extractor = plan.extractor
-    with _bar("reading", config.num_samples, "picture") as bar:
+    others = "others" in config.references and not config.export
+    with _bar("reading", config.num_samples * (2 if others else 1), "picture") as bar:
         originals = read_originals(
-            plan.selection, plan.image_size, plan.geometry, extractor.dimensions, bar.update, config.half_size
+            plan.selection,
+            plan.image_size,
+            plan.geometry,
+            extractor.dimensions,
+            bar.update,
+            config.half_size,
+            others,
+            config.least_pictures,
         )
+    if config.export:
+        if _is_main():
+            export(config.output / "export", originals, plan.codecs, config.ratios)
+        return {}
+    completers = [
+        completer
+        for completer in plan.completers
+        if not (isinstance(completer, ReferenceCompleter) and completer.kind == "others") or originals.others
+    ]
+    # What is wrong with these is told before anything is made.
     if plan.classes:
-        plan.classes.members(originals.names)  # what is wrong with them is told before anything is made
-    entries = _entries(config, plan.completers, originals)
+        plan.classes.members(originals.names)
+    entries = _entries(config, completers, originals)
+    for entry in entries.values():
+        if isinstance(entry.completer, FolderCompleter):
+            entry.completer.check(originals, entry.ratio, entry.seed)
     sets = Sets(config.output)
     # Before anything is made: under TP or PP all processes have to agree about what there is to do.
     missing = [(entry, _missing_parts(entry, len(originals), sets)) for entry in entries.values()]
@@ -78,19 +100,20 @@ def evaluate(config: EvaluateConfig, extractor: Extractor | None = None) -> dict
     total = sum(len(part) for _, parts in missing for part in parts or ())
     with _bar("completing", total, "picture") as bar:
         # One model after the other: each has its memory only while it is needed.
-        for completer in plan.completers if _is_main() else ():
+        for completer in completers if _is_main() else ():
             for entry, parts in missing:
                 if entry.completer is completer and not isinstance(completer, EngineCompleter):
                     _make(entry, parts, originals, sets, bar)
-            if isinstance(completer, DiffusersCompleter):
-                completer.release()
+            completer.release()
         for checkpoint, score, wanted in zip(plan.checkpoints, scores, unscored, strict=True):
             for entry, parts in missing:
                 if isinstance(entry.completer, EngineCompleter) and entry.completer.checkpoint is checkpoint:
                     _make(entry, parts, originals, sets, bar)
             if wanted:
                 _score(checkpoint, score, originals, sets)
-            checkpoint.release()
+            for completer in plan.completers:
+                if isinstance(completer, EngineCompleter) and completer.checkpoint is checkpoint:
+                    completer.release()
     if not _is_main():
         return {}
     made: Made = {}
@@ -105,10 +128,11 @@ def evaluate(config: EvaluateConfig, extractor: Extractor | None = None) -> dict
         "names": metric_names(extractor, config.neighbours),
         "extractor": extractor.identity | {"dimensions": extractor.dimensions},
         "pictures": len(originals),
+        "originals": list(originals.names),
         "originals_sha256": originals.hash,
         "checkpoints": checkpoints,
         "settings": _settings(config),
-        "warnings": _warnings(config, originals, extractor),
+        "warnings": _warnings(config, plan, originals, made),
         "rows": rows,
     }
     if plan.classes:
@@ -128,6 +152,9 @@ def _entries(
             for seed in range(config.seed, config.seed + (config.seeds if completer.is_random else 1)):
                 decides = completer.identity(ratio, seed)
                 identity = {"completer": decides, "originals": originals.hash}
+                if isinstance(completer, ReferenceCompleter) and completer.kind == "others":
+                    assert originals.others
+                    identity["originals"] = originals.others.hash
                 parts = [
                     completer.name,
                     *(str(decides[part]) for part in ("ratio", "seed") if part in decides),
@@ -180,16 +207,30 @@ def _measure(
     return rows
 
 
-def _warnings(config: EvaluateConfig, originals: Originals, extractor: Extractor) -> list[str]:
+def _warnings(config: EvaluateConfig, plan: Plan, originals: Originals, made: Made) -> list[str]:
     warnings = []
-    if problem := rank_problem(len(originals), extractor.dimensions):
+    dimensions = plan.extractor.dimensions
+    if problem := rank_problem(len(originals), dimensions):
         warnings.append(problem)
+    if plan.classes and (problem := plan.classes.rank_problem(originals.names, dimensions)):
+        warnings.append(problem)
+    if "others" in config.references and originals.others is None:
+        warnings.append(
+            f"--data has no {len(originals)} other real pictures beside the originals: there are no rows of "
+            f"them to say how near a perfect model could come"
+        )
     if originals.skipped:
         first = originals.skipped[0]
         warnings.append(
             f"{len(originals.skipped)} of --num-samples {config.num_samples} pictures could not be read and "
             f"are left out, first {first.name} ({first.reason})"
         )
+    for (name, ratio), of_seeds in made.items():
+        if count := sum("too_long" in numbers for numbers in of_seeds[0].numbers):
+            warnings.append(
+                f"{name}: {count} of {len(originals)} prompts of ratio {ratio:g} do not fit into the model's "
+                f"context, and nothing was added to them"
+            )
     return warnings
 
 

@@ -21,6 +21,7 @@ from megatron_codec.evaluation.server_completer import RunningServer, ServerComp
 from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import EngineConfig, Sampling
 from megatron_codec.preprocessing import Selection
+from megatron_codec.preprocessing.flags import picture_codec
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class EvaluateConfig:
 
     data: tuple[Path, ...]
     """Real pictures that the model has not seen: what --input of tools/preprocess_jpeg.py takes."""
-    output: Path
+    output: Path = Path("evaluation")
     """Folder for report.md, report.html, results.json, sheets, and all that is kept for going on."""
     load: tuple[Path, ...] = ()
     """Folders of checkpoints, the --save of tools/pretrain.py each; of any codecs of pictures."""
@@ -42,9 +43,13 @@ class EvaluateConfig:
     """Of denoising, of these."""
     pictures: tuple[Path, ...] = ()
     """Folders of pictures that other programs completed: FOLDER/RATIO/*.png or FOLDER/RATIO/SEED/*.png, in
-    the order of the originals."""
-    references: tuple[Reference, ...] = ("original", "codec", "blurred", "noise")
-    """Rows that the others can be read against."""
+    the order of the originals, as --export writes them."""
+    export: bool = False
+    """Write the originals, their prompts and which pixels these give into OUTPUT/export, and end."""
+    codecs: tuple[Path, ...] = ()
+    """Tokenizers of other codecs, the originals through which are compared too; they need no model."""
+    references: tuple[Reference, ...] = ("original", "others", "codec", "blurred", "noise")
+    """Rows that the others can be read against. "others" are as many real pictures again, if there are."""
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
     """Shares of a picture that the prompt gives; 0 for pictures from nothing."""
     num_samples: int = 200
@@ -97,6 +102,11 @@ class EvaluateConfig:
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
     """What computes the completions."""
 
+    @property
+    def least_pictures(self) -> int:
+        """Without these there are no distances: a covariance, and neighbours of each."""
+        return max(2, self.neighbours + 1)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -104,7 +114,8 @@ class Plan:
 
     Attributes:
         checkpoints: of --load.
-        codecs: of the models, or of --image-size and --quality, different ones by what they are called.
+        codecs: whose prompts are given: of the models, or of --image-size and --quality, different ones by
+            what they are called.
         image_size: of the pictures that are compared.
         completers: a row of the tables each.
         selection, geometry: which pictures, and how they become square.
@@ -132,7 +143,7 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
     """
     faults: list[UserError] = []
     faults += out_of_range(config, 1, "num_samples", "seeds", "neighbours", "sheet_rows", "diffusion_steps")
-    least = max(2, config.neighbours + 1)
+    least = config.least_pictures
     if 1 <= config.num_samples < least:
         rule = f"must be at least {least}: a covariance and {config.neighbours} neighbours of each need them"
         faults.append(UserError(f"--num-samples {config.num_samples}", rule, "use 200 or more"))
@@ -144,9 +155,9 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         rule = "has no meaning beside --load and --server, whose models have their own"
         faults.append(UserError("--quality", rule, "leave it out"))
     checkpoints: list[Checkpoint] = []
-    for folder in config.load:
+    for folder, name in zip(config.load, model_names(config.load), strict=True):
         with collecting(faults):
-            checkpoints.append(Checkpoint(folder, config.engine))
+            checkpoints.append(Checkpoint(folder, config.engine, name))
     servers: list[RunningServer] = []
     for url in config.server:
         with collecting(faults):
@@ -157,12 +168,17 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         if not config.load and not config.server:
             quality = 25 if config.quality is None else config.quality
             codecs = [JpegCodec(256 if config.image_size is None else config.image_size, quality)]
+    own = len(codecs)
+    for tokenizer in config.codecs:
+        with collecting(faults):
+            codecs.append(picture_codec("--codecs", tokenizer))
     image_size = config.image_size or max((codec.image_size for codec in codecs), default=0)
-    for codec in codecs:
+    for number, codec in enumerate(codecs):
         if codec.image_size > image_size:
-            rule = f"must not be below the {codec.image_size} pixels that a model writes"
+            rule = f"must not be below the {codec.image_size} pixels of a picture of {codec.name}"
             faults.append(UserError(f"--image-size {image_size}", rule, "leave it out"))
-        faults += check_ratios(codec, config.ratios)
+        if number < own:
+            faults += check_ratios(codec, config.ratios, config.half_size)
     upscaler = Upscaler()
     with collecting(faults):
         upscaler = Upscaler(config.upscale)
@@ -191,16 +207,20 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
     for folder in config.pictures:
         with collecting(faults):
             completers.append(FolderCompleter(folder))
-    labelled = _labels(codecs, [model.name for model in models])
+    labelled = _labels(codecs, [model.name for model in models] or ["the flags"], config.codecs)
+    prompted = {label: codec for label, codec in labelled.items() if codec in codecs[:own]}
     for kind in config.references:
         with collecting(faults):
             of = labelled if kind == "codec" else dict(list(labelled.items())[:1])
             completers += [ReferenceCompleter(kind, codec, label, upscaler) for label, codec in of.items()]
+            if kind == "others":
+                completers += [
+                    ReferenceCompleter(kind, codec, label, upscaler, through=True)
+                    for label, codec in labelled.items()
+                ]
     names = [completer.name for completer in completers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        faults.append(
-            UserError(f"'{name}'", "stands twice among the rows", "leave one out or rename a folder")
-        )
+        faults.append(UserError(f"'{name}'", "stands twice among the rows", "leave one out or rename one"))
     if not names and not faults:
         faults.append(UserError("nothing to evaluate", "there is no model, no --pictures, and no reference"))
     selection = geometry = None
@@ -215,15 +235,36 @@ def check(config: EvaluateConfig, extractor: Extractor | None = None) -> Plan:
         classes = Classes.read(config.classes, config.class_counts)
     raise_all(faults)
     assert selection and geometry and extractor
-    return Plan(checkpoints, labelled, image_size, completers, selection, geometry, extractor, classes)
+    return Plan(checkpoints, prompted, image_size, completers, selection, geometry, extractor, classes)
 
 
-def _labels(codecs: Sequence[ImageCodec], models: Sequence[str]) -> dict[str, ImageCodec]:
-    """Different codecs by their names; two of the same name are told apart by their models."""
+def model_names(folders: Sequence[Path]) -> list[str]:
+    """What models are called: their folders, with as many parents as tell them apart."""
+    paths = [folder.resolve() for folder in folders]
+    depths = [1] * len(paths)
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path, depth in zip(paths, depths, strict=True)]
+        same = [
+            number
+            for number, name in enumerate(names)
+            if names.count(name) > 1 and depths[number] < len(paths[number].parts)
+        ]
+        if not same:
+            return names
+        for number in same:
+            depths[number] += 1
+
+
+def _labels(
+    codecs: Sequence[ImageCodec], models: Sequence[str], files: Sequence[Path]
+) -> dict[str, ImageCodec]:
+    """Different codecs by their names; two of the same name are told apart by their models, and those of
+    --codecs by their files."""
     different = {json.dumps(codec.to_dict()): number for number, codec in reversed(list(enumerate(codecs)))}
     names = [codecs[number].name for number in different.values()]
+    owners = [*models, *(str(file) for file in files)]
     return {
-        codec.name if names.count(codec.name) == 1 else f"{codec.name} of {models[number]}": codec
+        codec.name if names.count(codec.name) == 1 else f"{codec.name} of {owners[number]}": codec
         for number, codec in enumerate(codecs)
         if number in different.values()
     }

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from megatron_codec.codecs import ImageCodec
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.evaluation.document import Document
 from megatron_codec.evaluation.measure import stream_numbers
-from megatron_codec.evaluation.originals import Originals, given_pixels
+from megatron_codec.evaluation.originals import Originals
 from megatron_codec.evaluation.sets import Made, PictureSet
 from megatron_codec.files import whole_file, write_json
 
@@ -20,6 +19,8 @@ _STREAM_NAMES = {
     "share_decodes": "decode",
     "bytes": "bytes a picture",
     "bytes_of_real": "of the real ones'",
+    "file_bytes": "bytes a file",
+    "file_bytes_of_real": "of the real ones' files",
     "psnr": "PSNR, dB",
 }
 _SCORES = {
@@ -31,7 +32,7 @@ _MOST_CLASSES = 30
 _FORMS = {
     "frechet": ".3f", "kernel": ".5f", "precision": ".3f", "recall": ".3f",
     "share_valid": ".1%", "share_decodes": ".1%", "bytes": ".1f", "bytes_of_real": ".1%",
-    "psnr": ".1f",
+    "file_bytes": ".1f", "file_bytes_of_real": ".1%", "psnr": ".1f",
 }  # fmt: skip
 
 
@@ -60,17 +61,24 @@ def write_evaluation(
     plots: dict[str, str] = {}
     if through:
         with whole_file(output / "codecs.png") as stream:
-            _codec_sheet(originals, through, sheet_rows).save(stream, format="PNG")
-        plots["Originals, and what codecs leave of them"] = "codecs.png"
+            _codec_sheet(originals, through, results, sheet_rows).save(stream, format="PNG")
+        name = results["names"]["frechet"]
+        plots[f"Originals, and what codecs leave of them, with PSNR and {name}"] = "codecs.png"
     if len(ratios) > 1:
         _plot(results, ratios, output / "distance.png")
         plots["Over prompt ratios"] = "distance.png"
     for number, comparison in enumerate(results.get("classes", {}).get("comparisons", [])):
         if comparison.get("pearson"):
             file = f"classes-{number}.png"
-            _plot_classes(comparison, results["classes"]["counts"], output / file)
-            plots[f"By class, ratio {comparison['ratio']:g}: {comparison['other']}"] = file
+            name = results["names"][comparison["distance"]]
+            _plot_classes(comparison, name, results["classes"]["counts"], output / file)
+            plots[f"By class, ratio {comparison['ratio']:g}: {comparison['other']}, {name}"] = file
     document = _document(output, results, sheets, plots)
+    wanted = {*sheets.values(), *plots.values()}
+    for pattern in ("contact-*.png", "classes-*.png", "codecs.png", "distance.png"):
+        for file in output.glob(pattern):
+            if file.name not in wanted:
+                file.unlink()  # of another report in the same folder
     with whole_file(output / "report.md", "w") as stream:
         stream.write(document.markdown())
     with whole_file(output / "report.html", "w") as stream:
@@ -141,27 +149,27 @@ def _classes(document: Document, results: Mapping[str, Any]) -> None:
     """Distances by class, where these are few enough for a table, and what they have to do with counts."""
     classes = results["classes"]
     document.heading("By class")
-    if len(classes["pictures"]) <= _MOST_CLASSES:
-        for ratio in dict.fromkeys(row["ratio"] for row in classes["distances"]):
-            rows = [row for row in classes["distances"] if row["ratio"] == ratio]
-            document.paragraph(f"{results['names']['frechet']} of each class, ratio {ratio:g}:")
-            document.table(
-                ["class", "pictures", "count", *(row["completer"] for row in rows)],
-                [
-                    [kind, str(number), f"{classes['counts'].get(kind, '-')}"]
-                    + [f"{row['of_class'][kind]:.3f}" for row in rows]
-                    for kind, number in classes["pictures"].items()
-                ],
-            )
+    shown = list(dict.fromkeys((row["distance"], row["ratio"]) for row in classes["distances"]))
+    for distance, ratio in shown if len(classes["pictures"]) <= _MOST_CLASSES else ():
+        rows = [row for row in classes["distances"] if row["distance"] == distance and row["ratio"] == ratio]
+        document.paragraph(f"{results['names'][distance]} of each class, ratio {ratio:g}:")
+        document.table(
+            ["class", "pictures", "count", *(row["completer"] for row in rows)],
+            [
+                [kind, str(number), f"{classes['counts'].get(kind, '-')}"]
+                + [f"{row['of_class'][kind]:{_FORMS[distance]}}" for row in rows]
+                for kind, number in classes["pictures"].items()
+            ],
+        )
     document.paragraph(
         "Gain: the distance of the other row less that of the first, for each class. Correlated with the "
         "logarithm of the class's count (Pearson) and with its rank (Spearman); p-values in brackets."
     )
     document.table(
-        ["ratio", "row", "other row", "mean gain", "Pearson", "Spearman"],
+        ["distance", "ratio", "row", "other row", "mean gain", "Pearson", "Spearman"],
         [
-            [f"{one['ratio']:g}", one["completer"], one["other"]]
-            + [f"{sum(one['gain'].values()) / len(one['gain']):.3f}"]
+            [results["names"][one["distance"]], f"{one['ratio']:g}", one["completer"], one["other"]]
+            + [f"{sum(one['gain'].values()) / len(one['gain']):{_FORMS[one['distance']]}}"]
             + [
                 f"{one[name][0]:.3f} ({one[name][1]:.3g})" if one.get(name) else "-"
                 for name in ("pearson", "spearman")
@@ -188,26 +196,22 @@ def _sheet(
     for number in _spread(originals, most):
         row: list[Image.Image | None] = [Image.fromarray(originals.pictures[number])]
         for codec in shown.values():
-            picture = _shown(codec, originals.streams(codec)[number], ratio)
-            row.append(picture.resize((originals.image_size, originals.image_size), Image.Resampling.NEAREST))
+            row.append(originals.prompt(codec, number, ratio))
         rows.append(row + [one.picture(number) for _, one in sets])
-    prompts = ["prompt"] if len(shown) == 1 else [f"prompt, {label}"[:16] for label in shown]
-    return contact_sheet(rows, ["original", *prompts, *(name[:16] for name, _ in sets)])
+    prompts = ["prompt"] if len(shown) == 1 else [f"prompt, {label}" for label in shown]
+    return contact_sheet(rows, ["original", *prompts, *(name for name, _ in sets)])
 
 
-def _shown(codec: ImageCodec, stream: bytes, ratio: float) -> Image.Image:
-    """What a prompt gives; a decoder makes up more where it ends, which is left grey."""
-    given = given_pixels(codec, ratio)[:, :, None]
-    decoded = np.asarray(codec.decode(codec.prompt(stream, ratio)).convert("RGB"))
-    return Image.fromarray(np.where(given, decoded, 128).astype(np.uint8))
-
-
-def _codec_sheet(originals: Originals, through: Mapping[str, PictureSet], most: int) -> Image.Image:
-    """A row for each of some originals: itself, and itself through each codec with its PSNR."""
+def _codec_sheet(
+    originals: Originals, through: Mapping[str, PictureSet], results: Mapping[str, Any], most: int
+) -> Image.Image:
+    """A row for each of some originals: itself, and itself through each codec with PSNR and distance."""
     titles = ["original"]
     for name, one in through.items():
         psnr = stream_numbers(one).get("psnr")
-        titles.append(name.removeprefix("original, ")[:8] + (f" {psnr:.1f} dB" if psnr else ""))
+        row = next(row for row in results["rows"] if row["completer"] == name)
+        shown = [name.removeprefix("original, "), *([f"{psnr:.1f} dB"] if psnr else [])]
+        titles.append(", ".join([*shown, f"distance {row['numbers']['frechet']['mean']:.1f}"]))
     rows = [
         [Image.fromarray(originals.pictures[number]), *(one.picture(number) for one in through.values())]
         for number in _spread(originals, most)
@@ -220,7 +224,7 @@ def _spread(originals: Originals, most: int) -> list[int]:
     return [i * len(originals) // count for i in range(count)]
 
 
-def _plot_classes(comparison: Mapping[str, Any], counts: Mapping[str, int], path: Path) -> None:
+def _plot_classes(comparison: Mapping[str, Any], name: str, counts: Mapping[str, int], path: Path) -> None:
     """What the first row gains over another in each class, over how often the class occurs."""
     from matplotlib.figure import Figure
 
@@ -232,7 +236,7 @@ def _plot_classes(comparison: Mapping[str, Any], counts: Mapping[str, int], path
     coefficient, p = comparison["pearson"]
     title = f"{comparison['other']} less {comparison['completer']}: r = {coefficient:.2f}, p = {p:.2g}"
     axes.set_title(title, fontsize=9)
-    axes.set(xlabel="pictures of the class in training", ylabel="difference of distances")
+    axes.set(xlabel="pictures of the class in training", ylabel=f"difference, {name}")
     axes.grid(alpha=0.3)
     with whole_file(path) as stream:
         figure.savefig(stream, format="png", dpi=120)

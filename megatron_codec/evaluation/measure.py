@@ -59,8 +59,9 @@ def _features_of(pixels: np.ndarray, extractor: Extractor) -> np.ndarray:
 
 def stream_numbers(made: PictureSet) -> dict[str, float]:
     """Of a set that a codec wrote: shares that are valid and that decode, mean bytes of a stream, and these
-    over the mean of the originals' streams; of originals through a codec also `psnr`, in dB, of the mean
-    squared error of all, where it is not 0. Empty for pictures without streams."""
+    over the mean of the originals' streams; the same of files, where the codec writes such and all decode; of
+    originals through a codec also `psnr`, in dB, of the mean squared error of all, where it is not 0. Empty
+    for pictures without streams."""
     numbers = made.numbers
     if not numbers or "bytes" not in numbers[0]:
         return {}
@@ -74,6 +75,9 @@ def stream_numbers(made: PictureSet) -> dict[str, float]:
         "bytes": mean("bytes"),
         "bytes_of_real": mean("bytes") / mean("real_bytes"),
     }
+    if all("file_bytes" in each for each in numbers):
+        known["file_bytes"] = mean("file_bytes")
+        known["file_bytes_of_real"] = mean("file_bytes") / mean("real_file_bytes")
     if "squared_error" in numbers[0] and mean("squared_error") > 0:
         known["psnr"] = 10 * math.log10(255**2 / mean("squared_error"))
     return known

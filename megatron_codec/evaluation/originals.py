@@ -3,8 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -20,6 +20,8 @@ from megatron_codec.preprocessing import Selection, open_inputs
 from megatron_codec.preprocessing.decoders import PillowDecoder, picture_suffixes
 from megatron_codec.preprocessing.skipping import Skipped
 
+_GREY = 128
+
 
 @dataclass(frozen=True)
 class Originals:
@@ -31,13 +33,16 @@ class Originals:
         skipped: what could not be read.
         half_size: whether the pictures lie at half size in the middle of black ones; distances are then
             taken of that part alone.
+        others: as many other real pictures; None where there are not as many.
     """
 
     names: tuple[str, ...]
     pictures: np.ndarray
     skipped: tuple[Skipped, ...] = ()
     half_size: bool = False
+    others: "Originals | None" = None
     _streams: dict[str, list[bytes]] = field(default_factory=dict, compare=False, repr=False)
+    _given: dict[tuple[str, float], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -61,8 +66,19 @@ class Originals:
 
     def given(self, codec: ImageCodec, ratio: float) -> np.ndarray:
         """Which pixels a prompt of this ratio decides, bool [image_size, image_size]."""
-        given = Image.fromarray(given_pixels(codec, ratio))
-        return np.asarray(given.resize((self.image_size, self.image_size), Image.Resampling.NEAREST))
+        key = json.dumps(codec.to_dict()), ratio
+        if key not in self._given:
+            given = Image.fromarray(given_pixels(codec, ratio))
+            larger = given.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
+            self._given[key] = np.asarray(larger)
+        return self._given[key]
+
+    def prompt(self, codec: ImageCodec, number: int, ratio: float) -> Image.Image:
+        """What a prompt of one of them decides; a decoder makes up more where it ends, which is grey."""
+        decoded = codec.decode(codec.prompt(self.streams(codec)[number], ratio)).convert("RGB")
+        larger = decoded.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
+        shown = np.where(self.given(codec, ratio)[:, :, None], np.asarray(larger), _GREY)
+        return Image.fromarray(shown.astype(np.uint8))
 
     def active(self, pictures: np.ndarray) -> np.ndarray:
         """Of pictures [n, image_size, image_size, 3] what distances are taken of."""
@@ -87,8 +103,14 @@ def given_pixels(codec: ImageCodec, ratio: float) -> np.ndarray:
     return (shown[0] != shown[1]).any(axis=2)
 
 
-def check_ratios(codec: ImageCodec, ratios: tuple[float, ...]) -> list[UserError]:
-    """What is wrong with prompt ratios for this codec: each has to give another, proper part of a picture."""
+def check_ratios(codec: ImageCodec, ratios: tuple[float, ...], half_size: bool = False) -> list[UserError]:
+    """What is wrong with prompt ratios for this codec: each has to give another, proper part of a picture.
+
+    Args:
+        half_size: whether pictures lie in the middle of black ones; the part is one of that middle then.
+    """
+    start, side = half_box(codec.image_size) if half_size else (0, codec.image_size)
+    what = "the picture in the middle of the black one" if half_size else "the picture"
     faults, seen = [], {}
     for ratio in ratios:
         flag = f"--ratios {ratio}"
@@ -96,10 +118,13 @@ def check_ratios(codec: ImageCodec, ratios: tuple[float, ...]) -> list[UserError
             remedy = "use 0.5 for the upper half, 0 for pictures from nothing"
             faults.append(UserError(flag, "must be at least 0 and below 1", remedy))
             continue
-        count = int(given_pixels(codec, ratio).sum())
+        count = int(given_pixels(codec, ratio)[start : start + side, start : start + side].sum())
         if ratio > 0 and count == 0:
-            rule = f"gives not even one patch of {codec.image_size}x{codec.image_size} pixels"
+            rule = f"gives not even one patch of {what} ({side}x{side} pixels, codec {codec.name})"
             faults.append(UserError(flag, rule, "use a larger one, or 0 for pictures from nothing"))
+        elif count == side * side:
+            rule = f"gives all of {what} ({side}x{side} pixels, codec {codec.name})"
+            faults.append(UserError(flag, rule, "use a smaller one; nothing would be left to complete"))
         elif count in seen:
             rule = f"gives the same prompts as {seen[count]}"
             faults.append(UserError(flag, rule, "leave one of the two out"))
@@ -114,6 +139,8 @@ def read_originals(
     dimensions: int,
     progress: Callable[[int], object] = lambda count: None,
     half_size: bool = False,
+    others: bool = False,
+    least: int = 1,
 ) -> Originals:
     """Reads `selection.limit` pictures as preprocessing reads them, evenly spread over all that there are.
 
@@ -121,16 +148,44 @@ def read_originals(
         image_size: side that they get.
         dimensions: features of a picture, for what is said where there are too few pictures.
         half_size: whether they are put at half size into the middle of black pictures.
+        others: whether as many other pictures are wanted too, each from between two of the first.
+        least: how many have to be readable.
 
     Raises:
-        UserError: there are fewer, none can be read, or an input does not exist.
+        UserError: there are fewer, too few can be read, or an input does not exist.
     """
+    wanted = selection.limit or 1
+    # Of twice as many evenly spread every second one is one of the first.
+    read = _read(
+        replace(selection, limit=2 * wanted) if others else selection,
+        image_size,
+        geometry,
+        half_size,
+        progress,
+    )
+    chosen = {i * len(read) // wanted for i in range(wanted)}
+    first = _collected([one for i, one in enumerate(read) if i in chosen], half_size)
+    _check(selection, first, min(len(read), wanted), dimensions, least)
+    second = [one for i, one in enumerate(read) if i not in chosen and isinstance(one[1], np.ndarray)]
+    if others and len(second) >= len(first):
+        return replace(first, others=_collected(second[: len(first)], half_size))
+    return first
+
+
+def _read(
+    selection: Selection,
+    image_size: int,
+    geometry: Geometry,
+    half_size: bool,
+    progress: Callable[[int], object],
+) -> list[tuple[str, np.ndarray | Skipped]]:
+    """Each by its name, in order, or why it is left out."""
     start, side = half_box(image_size) if half_size else (0, image_size)
 
     def pixels_needed(width: int, height: int) -> tuple[int, int]:
         return geometry.pixels_needed(width, height, side)
 
-    names, pictures, skipped = [], [], []
+    found: list[tuple[str, np.ndarray | Skipped]] = []
     with tempfile.TemporaryDirectory() as spool:
         source = open_inputs(selection, picture_suffixes(), Path(spool))
         for item, read in PillowDecoder().decode(source, pixels_needed):
@@ -142,19 +197,33 @@ def read_originals(
             except MemoryError:
                 raise
             except Exception as error:
-                skipped.append(Skipped.because(item, error))
+                found.append((item.name, Skipped.because(item, error)))
                 continue
-            names.append(item.name)
             whole = np.zeros((image_size, image_size, 3), np.uint8)
             whole[start : start + side, start : start + side] = np.asarray(picture)
-            pictures.append(whole)
+            found.append((item.name, whole))
             progress(1)
+    return found
+
+
+def _collected(found: Sequence[tuple[str, np.ndarray | Skipped]], half_size: bool) -> Originals:
+    pictures = [one for _, one in found if isinstance(one, np.ndarray)]
+    names = tuple(name for name, one in found if isinstance(one, np.ndarray))
+    skipped = tuple(one for _, one in found if isinstance(one, Skipped))
+    stacked = np.stack(pictures) if pictures else np.zeros((0, 1, 1, 3), np.uint8)
+    return Originals(names, stacked, skipped, half_size)
+
+
+def _check(selection: Selection, originals: Originals, found: int, dimensions: int, least: int) -> None:
+    """Raises UserError where there are too few pictures."""
     data, wanted = " ".join(map(str, selection.inputs)), selection.limit or 1
-    found = len(pictures) + len(skipped)
-    if not pictures:
+    if len(originals) < least and originals.skipped:
+        first = originals.skipped[0]
+        can = f"only {len(originals)}" if len(originals) else "none"
         raise UserError(
             f"--data {data}",
-            f"none of {found} pictures can be read, first {skipped[0].name}: {skipped[0].reason}",
+            f"{can} of {found} pictures can be read, first not {first.name}: {first.reason}",
+            f"give at least {least} that can",
         )
     if found < wanted:
         problem = rank_problem(found, dimensions)
@@ -163,4 +232,3 @@ def read_originals(
             f"there are only {found} pictures in {data}",
             f"give more pictures, or --num-samples {found}" + (f" (but {problem})" if problem else ""),
         )
-    return Originals(tuple(names), np.stack(pictures), tuple(skipped), half_size)

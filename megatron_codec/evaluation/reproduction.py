@@ -2,6 +2,7 @@
 
 RUN/evaluations/compare/  half-size/  sampling/  scale/  quality/     folders of tools/evaluate.py
 RUN/models/NAME/metrics.jsonl                                         of training
+RUN/settings                                                          the variables that the script was given
 """
 
 import json
@@ -91,9 +92,11 @@ def write_reproduction(run: Path, output: Path) -> list[str]:
     stages = {name: stage for name in _STAGES if (stage := Stage.read(run, name)) is not None}
     if not stages:
         raise UserError(f"{run}", "has no stage that has ended", f"run {_COMMAND}")
-    document = Document("The paper's comparison in small", output.parent)
+    whole = "compare" in stages
+    title = "The paper's comparison in small" if whole else "JPEG-LM over size, training and codec"
+    document = Document(title, output.parent)
     first = next(iter(stages.values()))
-    document.paragraph(_what_it_is(first))
+    document.paragraph(_what_it_is(first, _started_by(run)))
     answers = answer(stages["compare"]) if "compare" in stages else []
     if answers:
         document.heading("The answer at this scale")
@@ -121,21 +124,37 @@ def answer(stage: Stage) -> list[str]:
             theirs = stage.number(name, ratio)
             if ours is None or theirs is None:
                 continue
+            if ours["deviation"] is None or theirs["deviation"] is None:
+                parts.append(
+                    f"{ours['mean']:.1f} and that of the {MODELS[name]} {theirs['mean']:.1f} (one seed, "
+                    "which does not tell them apart)"
+                )
+                continue
             change = ours["mean"] / theirs["mean"] - 1
             # Three deviations of the difference: what sampling alone hardly does.
-            noise = 3 * ((ours["deviation"] or 0) ** 2 + (theirs["deviation"] or 0) ** 2) ** 0.5
+            noise = 3 * (ours["deviation"] ** 2 + theirs["deviation"] ** 2) ** 0.5
             apart = abs(ours["mean"] - theirs["mean"]) > noise
             where = f"{abs(change):.0%} {'below' if change < 0 else 'above'}" if apart else "not apart from"
             parts.append(f"{where} that of the {MODELS[name]}")
+        if not parts:
+            continue
         which = f"At prompt ratio {ratio:g}" if ratio else "From nothing"
         sentences.append(f"{which} the distance of {MODELS[first]} is {' and '.join(parts)}.")
     return sentences
 
 
-def _what_it_is(stage: Stage) -> str:
+def _started_by(run: Path) -> str:
+    """The script's command with its variables."""
+    try:
+        return f"{(run / 'settings').read_text(encoding='utf-8').strip()} {_COMMAND}"
+    except FileNotFoundError:  # a run of before they were kept
+        return _COMMAND
+
+
+def _what_it_is(stage: Stage, command: str) -> str:
     settings = stage.results["settings"]
     return (
-        f"Written by `{_COMMAND}`, which trains each model, and `{_COMMAND} report`, which writes this page. "
+        f"Written by `{command}`, which trains each model, and its stage `report`, which writes this page. "
         "Models on Fashion-MNIST at 32x32 (60,000 pictures to train on; the colour pipeline is that of any "
         f"picture), all of them Llamas; {stage.results['pictures']} held-out pictures are completed with "
         f"{_seeds(settings)} (top-k {settings['top_k'][0]}, top-p {settings['top_p'][0]:g}) unless it says "
@@ -175,6 +194,7 @@ def _distances(document: Document, stage: Stage, output: Path) -> None:
     document.table(["originals through", "PSNR, dB", "bytes a picture", names["frechet"]], rows)
     _keep(document, stage.folder / "codecs.png", output, "Originals, and what the codecs leave of them")
     document.heading("Distances")
+    document.paragraph(f"`{_command(stage.results['settings'])}`")
     for what, form in (("frechet", ".1f"), ("kernel", ".3f"), ("precision", ".3f"), ("recall", ".3f")):
         document.paragraph(f"{names[what]}, mean and deviation over seeds, over prompt ratios:")
         document.table(
@@ -344,4 +364,5 @@ def _command(settings: Mapping[str, Any]) -> str:
     words += ["--top-p", *(f"{top_p:g}" for top_p in settings["top_p"])]
     words += ["--seeds", str(settings["seeds"])] if settings["seeds"] != 3 else []
     words += ["--half-size"] if settings["half_size"] else []
+    words += ["--references", *settings["references"]]
     return shlex.join([*words, "--output", settings["output"]])

@@ -19,7 +19,7 @@ from megatron_codec.codecs import ImageCodec, get_codec
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.completers import Progress, row_name
 from megatron_codec.evaluation.originals import Originals
-from megatron_codec.evaluation.samples import BROKEN, Sample
+from megatron_codec.evaluation.samples import BROKEN, Sample, file_sizes, stored_bytes
 from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import Sampling
 from megatron_codec.inference.server.settings import API_KEY_VARIABLE
@@ -96,7 +96,8 @@ class RunningServer:
 class ServerCompleter:
     """The model of a running server with sampling settings, whose `seed` and `n` are of no account.
 
-    A set is made anew where the server has another model: one of another name, codec or time of writing.
+    A set is made anew where the server has another model (one of another name, codec or time of writing) or
+    computes it with other settings, as far as it says them.
     """
 
     server: RunningServer
@@ -111,7 +112,7 @@ class ServerCompleter:
     @property
     def is_random(self) -> bool:
         """See `Completer`."""
-        return self.sampling.temperature > 0
+        return self.sampling.temperature > 0 or self.upscaler.is_random
 
     @cached_property
     def _fields(self) -> dict[str, Any]:
@@ -121,9 +122,18 @@ class ServerCompleter:
 
     def identity(self, ratio: float, seed: int) -> dict[str, Any]:
         """See `Completer`."""
-        model = {name: self.server.model[name] for name in ("id", "created", "codec", "num_tokens")}
-        decides = {"server_model": model, "sampling": self._fields} | self.upscaler.identity
-        return decides | {"ratio": ratio, "seed": seed}
+        said = self.server.model
+        model = {name: said[name] for name in ("id", "created", "codec", "num_tokens")}
+        # The names of `Checkpoint.identity`. Servers of before do not say them.
+        engine = {
+            name: said[name] for name in ("dtype", "weight_dtype", "canonical", "in_range") if name in said
+        }
+        decides = {"server_model": model, "engine": engine, "sampling": self._fields}
+        return decides | self.upscaler.identity | {"ratio": ratio, "seed": seed}
+
+    def release(self) -> None:
+        """See `Completer`."""
+        self.upscaler.release()
 
     def complete(
         self, originals: Originals, numbers: range, ratio: float, seed: int, progress: Progress
@@ -146,7 +156,7 @@ class ServerCompleter:
                 )
             else:
                 reply = self.server.ask("POST", "/v1/images/generations", body)
-            made = self._sample(reply["data"][0], len(streams[number]), originals.image_size)
+            made = self._sample(reply["data"][0], streams[number], originals.image_size, body["seed"])
             progress(1)
             return made
 
@@ -158,10 +168,11 @@ class ServerCompleter:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _sample(self, item: dict[str, Any], real_bytes: int, image_size: int) -> Sample:
+    def _sample(self, item: dict[str, Any], real: bytes, image_size: int, seed: int) -> Sample:
+        codec = self.server.codec
         known = {
-            "bytes": item["bytes"],
-            "real_bytes": real_bytes,
+            "bytes": stored_bytes(codec, item["bytes"]),
+            "real_bytes": stored_bytes(codec, len(real)),
             "valid": item["valid"],
             "decodes": True,
             "new_tokens": item["new_tokens"],
@@ -172,9 +183,10 @@ class ServerCompleter:
         try:
             with Image.open(io.BytesIO(content)) as picture:
                 picture.load()
+                known |= file_sizes(codec, content, real)
                 if picture.width == image_size:
-                    return Sample(content, self.server.codec.file_suffix, known)
-                larger = self.upscaler(picture.convert("RGB"), image_size)
+                    return Sample(content, codec.file_suffix, known)
+                larger = self.upscaler(picture.convert("RGB"), image_size, seed)
         except OSError:
             return Sample(content, BROKEN, known | {"decodes": False})
         made = Sample.of_pixels(np.asarray(larger))

@@ -4,8 +4,9 @@
     OUTPUT/sets/NAME-KEY.partial/   the same of a set that is being made, and part-START.json of each part
     OUTPUT/cache/WHAT-KEY.*         features, numbers
 
-Each appears whole or not at all, so a run that is stopped goes on with what is finished, and a change of any
-setting, picture or weight is another key.
+Each appears whole or not at all, so a run that is stopped goes on with what is finished, and a change of
+whatever decides the pictures (pixels, weights, sampling; each completer's `identity` says what) is another
+key.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from megatron_codec.errors import UserError
 from megatron_codec.evaluation.samples import BROKEN, Sample
 from megatron_codec.files import whole_file, write_json
 
-_FORMAT = 2  # to be raised when the same key would stand for something else
+_FORMAT = 3  # to be raised when the same key would stand for something else
 _GREY = 128
 
 
@@ -99,7 +100,10 @@ class Sets:
         record.parent.mkdir(parents=True, exist_ok=True)
         files = [f"{number:05d}{sample.suffix}" for number, sample in zip(numbers, samples, strict=True)]
         for file, sample in zip(files, samples, strict=True):
-            (record.parent / file).write_bytes(sample.content)
+            with open(record.parent / file, "wb") as stream:
+                stream.write(sample.content)
+                stream.flush()
+                os.fsync(stream.fileno())  # before the record, which says that it is there
         # The part counts when its record is there; what was written of a part without one is overwritten.
         write_json(record, {"files": files, "numbers": [sample.numbers for sample in samples]})
 
@@ -111,9 +115,8 @@ class Sets:
         whole: dict[str, Any] = {"identity": identity}
         for what in ("files", "numbers"):
             whole[what] = [one for part in parts for one in part[what]]
-        for (
-            file
-        ) in partial.iterdir():  # of a run with other suffixes or a temporary name, stopped within a part
+        # Of a run with other suffixes or a temporary name, stopped within a part.
+        for file in partial.iterdir():
             if file.name not in whole["files"] and file not in records:
                 file.unlink()
         write_json(partial / "set.json", whole)

@@ -1,12 +1,15 @@
 """How pictures of a model that writes small ones come to the size that they are compared at."""
 
+import gc
 import hashlib
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -34,6 +37,7 @@ class Upscaler:
 
     method: str = "bicubic"
     steps: int = 100
+    _one: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.method not in FILTERS and not (Path(self.method) / "model_index.json").is_file():
@@ -43,28 +47,55 @@ class Upscaler:
                 "give the folder of an LDMSuperResolutionPipeline of diffusers",
             )
 
+    @property
+    def is_random(self) -> bool:
+        """Whether seeds make a difference."""
+        return self.method not in FILTERS
+
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides its pictures, JSON values."""
-        if self.method in FILTERS:
+        """What decides its pictures beside their seeds, JSON values."""
+        if not self.is_random:
             return {"upscale": self.method}
-        return {"upscale_sha256": hash_folder(Path(self.method)), "steps": self.steps}
+        return {
+            "upscale_sha256": hash_folder(Path(self.method)),
+            "steps": self.steps,
+            "noise": "(seed << 32) + number",  # of `__call__`, as its callers give it
+        }
 
-    def __call__(self, picture: Image.Image, image_size: int) -> Image.Image:
-        """An RGB picture of image_size x image_size pixels. Denoising begins at the same noise each time."""
-        if self.method not in FILTERS:
-            while picture.width < image_size:
-                side = -(-picture.width // 32) * 32
-                picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-                noise = torch.Generator().manual_seed(0)
-                made = self._pipeline(picture, num_inference_steps=self.steps, generator=noise)
-                picture = made.images[0]
+    def __call__(self, picture: Image.Image, image_size: int, seed: int) -> Image.Image:
+        """An RGB picture of image_size x image_size pixels; any thread may ask for it.
+
+        Args:
+            seed: of the noise that denoising begins at. Completers give `(seed << 32) + number`, of the set
+                and the picture, so that no two pictures of a row have the same noise.
+        """
+        if self.is_random and picture.width < image_size:
+            noise = random_numbers(seed)
+            with self._one:  # a pipeline's scheduler knows of one picture at a time
+                while picture.width < image_size:
+                    side = -(-picture.width // 32) * 32
+                    picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+                    made = self._pipeline(picture, num_inference_steps=self.steps, generator=noise)
+                    picture = made.images[0]
         way = FILTERS.get(self.method, Image.Resampling.BICUBIC)
         return picture.convert("RGB").resize((image_size, image_size), way)
+
+    def release(self) -> None:
+        """Gives the memory of the pipeline back; it is loaded again when it is needed again."""
+        if self.__dict__.pop("_pipeline", None) is not None:
+            gc.collect()
 
     @cached_property
     def _pipeline(self) -> Any:
         return load_pipeline("LDMSuperResolutionPipeline", Path(self.method), "--upscale")
+
+
+def random_numbers(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Of a seed of any number of bits, not negative. Torch's own on a CPU are the same for all seeds with the
+    same last 32 bits."""
+    mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(mixed[0]))
 
 
 def from_folder(pipeline: Any, folder: Path) -> Any:

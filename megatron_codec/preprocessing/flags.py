@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from megatron_codec.codecs import AvcCodec, ImageCodec, JpegCodec
+from megatron_codec.codecs import AvcCodec, ImageCodec, JpegCodec, get_codec
 from megatron_codec.codecs.images import Geometry, Method, Resample
 from megatron_codec.codecs.video import MAX_PIXELS as MAX_VIDEO_PIXELS
 from megatron_codec.errors import UserError, collecting, raise_all
@@ -12,6 +12,26 @@ from megatron_codec.preprocessing.decoders import MAX_PIXELS, Decoder, PillowDec
 from megatron_codec.preprocessing.encoder import Encoder
 from megatron_codec.preprocessing.pictures import PictureEncoder
 from megatron_codec.preprocessing.videos import VideoEncoder
+from megatron_codec.tokenizer import Tokenizer
+
+
+def picture_codec(flag: str, tokenizer: Path) -> ImageCodec:
+    """The codec of pictures that a tokenizer was made for.
+
+    Args:
+        flag: that names it, for messages.
+
+    Raises:
+        UserError: it cannot be read, was made for no codec, or for one of clips.
+    """
+    described = Tokenizer.load(tokenizer).codec
+    if described is None:
+        raise UserError(f"{flag} {tokenizer}", "was made for no codec", "make one with its codec's tool")
+    codec = get_codec(described["name"], described["settings"])
+    if not hasattr(codec, "image_size"):
+        rule = f"is for the codec '{codec.name}', which is none of pictures"
+        raise UserError(f"{flag} {tokenizer}", rule, "give one that is; clips have tools/preprocess_avc.py")
+    return cast(ImageCodec, codec)
 
 
 @dataclass(frozen=True, kw_only=True)

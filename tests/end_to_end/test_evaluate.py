@@ -10,17 +10,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def command(corpus, trained, output, *more):
+def command(corpus, trained, *more):
     arguments = [
         *("--load", trained.folder, "--data", corpus.pictures, "--ratios", 0, 0.5),
-        *("--num-samples", 8, "--seeds", 1, "--top-k", 0, 40, "--output", output, *more),
+        *("--num-samples", 8, "--seeds", 1, "--top-k", 0, 40, *more),
     ]
     return [sys.executable, ROOT / "tools/evaluate.py", *map(str, arguments)]
 
 
 def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_path):
-    output = tmp_path / "evaluation"
-    running = subprocess.Popen(command(corpus, trained, output), stderr=subprocess.DEVNULL)
+    output = tmp_path / "evaluation"  # which it is where nothing else is said
+    running = subprocess.Popen(command(corpus, trained), cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not list(output.glob("sets/model*/set.json")):
         assert running.poll() is None, "it ended before a set was there"
         time.sleep(0.05)
@@ -29,12 +29,12 @@ def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_p
     before = {path: path.stat().st_mtime_ns for path in output.glob("sets/*/set.json")}
     assert before and not (output / "report.md").exists()
 
-    done = subprocess.run(command(corpus, trained, output), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command(corpus, trained), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     results = json.loads((output / "results.json").read_text())
     assert {row["completer"].partition(" (")[0] for row in results["rows"]} == {
-        "model", "original", "original, jpeg", "blurred", "noise",
+        "model", "original", "other real ones", "other real ones, jpeg", "original, jpeg", "blurred", "noise",
     }  # fmt: skip
     assert sum(row["completer"].endswith("top-k 40") for row in results["rows"]) == 2
     of = {row["completer"]: row["numbers"]["frechet"]["mean"] for row in results["rows"] if not row["ratio"]}
@@ -52,7 +52,9 @@ def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_p
 
 
 def test_a_user_is_told_what_is_wrong_without_a_traceback(corpus, trained, tmp_path):
-    wrong = command(corpus, trained, tmp_path / "out", "--inception", "absent.pt", "--neighbours", 8)
+    wrong = command(
+        corpus, trained, "--output", tmp_path / "out", "--inception", "absent.pt", "--neighbours", 8
+    )
     done = subprocess.run(wrong, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: --num-samples 8: must be at least 9" in done.stderr

@@ -9,13 +9,17 @@ from PIL import Image
 
 from megatron_codec.codecs.images import Geometry
 from megatron_codec.errors import UserError
+from megatron_codec.evaluation.engine_completer import Checkpoint
 from megatron_codec.evaluation.evaluate import evaluate
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig
 from megatron_codec.evaluation.originals import read_originals
-from megatron_codec.evaluation.server_completer import RunningServer
+from megatron_codec.evaluation.server_completer import RunningServer, ServerCompleter
+from megatron_codec.evaluation.sets import key_of
+from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import Engine, EngineConfig, Sampling
 from megatron_codec.inference.loop import EngineLoop
 from megatron_codec.preprocessing import Selection
+from tests.server.scripted import ScriptedLoop
 from tests.server.serving import serving
 from tests.server.test_videos import make_engine
 from tests.unit.test_evaluation_protocol import Blocks
@@ -75,6 +79,40 @@ def counting(ask, asked):
         return ask(self, method, path, body)
 
     return counted
+
+
+def test_a_set_is_made_anew_by_a_server_with_other_settings(trained):
+    settings = (
+        {}, {"weight_dtype": "int8"}, {"dtype": "float32"}, {"canonical": True}, {"in_range": True}
+    )  # fmt: skip
+    identities = []
+    for changed in settings:
+        config = EngineConfig(**changed)
+        with serving(ScriptedLoop(), engine=config) as running:
+            asked = RunningServer(running.url)
+        identity = ServerCompleter(asked, Sampling()).identity(0.5, 0)
+        # There is no checkpoint, and `created` is when the server started.
+        identities.append({**identity, "server_model": identity["server_model"] | {"created": 0}})
+        of_engine = Checkpoint(trained.folder, config).identity["engine"]
+        assert identity["engine"].items() <= of_engine.items()
+        assert len(identity["engine"]) == 4
+    assert len({key_of(identity) for identity in identities}) == len(settings)
+    # A server of before does not say them.
+    for name in identity["engine"]:
+        del asked.model[name]
+    assert ServerCompleter(asked, Sampling()).identity(0.5, 0)["engine"] == {}
+
+
+def test_the_noise_of_an_upscaler_is_another_for_each_picture_and_seed(wanted, monkeypatch):
+    seen = []
+
+    def record(upscaler, picture, image_size, seed):
+        seen.append(seed)
+        return picture.resize((image_size, image_size))
+
+    monkeypatch.setattr(Upscaler, "__call__", record)
+    evaluate(replace(wanted, image_size=48, ratios=(0.5,), references=()), Blocks())
+    assert sorted(seen) == [(seed << 32) + number for seed in range(2) for number in range(6)]
 
 
 def test_larger_pictures_are_made_from_what_it_writes(wanted):

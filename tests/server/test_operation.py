@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from megatron_codec.errors import UserError
+from megatron_codec.inference import EngineConfig
 from megatron_codec.inference.server.serve import listen
 from megatron_codec.inference.server.settings import API_KEY_VARIABLE, ServerConfig
 from tests.server.scripted import ScriptedLoop
@@ -112,10 +113,15 @@ def test_models_and_page(server):
     assert reply["object"] == "list"
     assert [model["id"] for model in reply["data"]] == ["checkpoint", "jpeglm"]
     assert server.client.get("/v1/models/jpeglm").json()["codec"]["name"] == "jpeg"
+    plain = {"dtype": None, "weight_dtype": None, "canonical": False, "in_range": False}
+    assert {name: reply["data"][0][name] for name in plain} == plain
     page = server.client.get("/")
     assert page.headers["content-type"].startswith("text/html") and "<!doctype html>" in page.text
-    with serving(ScriptedLoop(), served_model_name=("mine", "other")) as named:
-        assert named.client.get("/v1/models").json()["data"][0]["id"] == "mine"
+    other = {"dtype": "bfloat16", "weight_dtype": "int8", "canonical": True, "in_range": True}
+    settings = {"served_model_name": ("mine", "other"), "engine": EngineConfig(**other)}
+    with serving(ScriptedLoop(), **settings) as named:
+        said = named.client.get("/v1/models").json()["data"][0]
+        assert {name: said[name] for name in ("id", *other)} == {"id": "mine"} | other
         for model in ("mine", "other", "checkpoint", "jpeglm", None):
             body = {"prompt": [1], "max_tokens": 1, "model": model}
             reply = named.client.post("/v1/completions", json=body).json()

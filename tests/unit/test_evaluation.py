@@ -130,6 +130,21 @@ def test_contact_sheet_shows_every_pixel_enlarged_by_a_whole_factor():
     )
 
 
+def test_titles_of_a_contact_sheet_are_broken_into_lines_and_none_is_cut():
+    pictures = [Image.new("RGB", (32, 32), "blue")] * 2
+
+    def heading(*titles):
+        sheet = np.asarray(contact_sheet([pictures], titles, size=96))
+        return sheet[: len(sheet) - 104]
+
+    long, longer = "model (jpeg), top-k 40, top-p 0.9", "model (jpeg), top-k 80, top-p 0.9"
+    assert len(heading("a", "b")) < len(heading(long, "b"))
+    assert heading(long).shape == heading(longer).shape and (heading(long) != heading(longer)).any()
+    assert (heading(long, "b")[:, 100:104] == 250).all(), "between two columns"
+    unbroken = heading("w" * 40, "b")
+    assert len(unbroken) > 30 and (unbroken[:, 100:104] == 250).all()
+
+
 def test_report_of_an_unfinished_run_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl.*quickstart"):
         write_report(tmp_path)

@@ -13,6 +13,7 @@ from megatron_codec.evaluation.diffusers_completer import BATCH, DiffusersComple
 from megatron_codec.evaluation.evaluate import evaluate
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig
 from megatron_codec.evaluation.originals import Originals
+from megatron_codec.evaluation.upscaling import random_numbers
 from tests.data_sources import photo_crops
 from tests.unit.test_evaluation_protocol import Blocks
 
@@ -63,14 +64,23 @@ def save_stable_diffusion(folder, channels: int) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def save_vq_diffusion(folder) -> None:
-    """Pictures of 16 pixels as 8x8 codes out of 24."""
+def save_vq_diffusion(folder, learned: torch.Tensor | None = None) -> None:
+    """Pictures of 16 pixels as 8x8 codes out of 24.
+
+    Args:
+        learned: what guidance compares no words with, [8, 32]; by default no words.
+    """
     from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel
     from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import (
         LearnedClassifierFreeSamplingEmbeddings,
     )
 
     torch.manual_seed(0)
+    if learned is None:
+        words = LearnedClassifierFreeSamplingEmbeddings(False)
+    else:
+        words = LearnedClassifierFreeSamplingEmbeddings(True, *reversed(learned.shape))
+        words.embeddings.data = learned
     network = VQModel(
         block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=3,
         up_block_types=("UpDecoderBlock2D",) * 2, num_vq_embeddings=24, vq_embed_dim=3,
@@ -81,8 +91,7 @@ def save_vq_diffusion(folder) -> None:
     )  # fmt: skip
     VQDiffusionPipeline(
         vqvae=network, transformer=transformer, scheduler=VQDiffusionScheduler(25, num_train_timesteps=STEPS),
-        learned_classifier_free_sampling_embeddings=LearnedClassifierFreeSamplingEmbeddings(False),
-        **text_parts(folder.parent),
+        learned_classifier_free_sampling_embeddings=words, **text_parts(folder.parent),
     ).save_pretrained(folder)  # fmt: skip
 
 
@@ -110,8 +119,8 @@ def test_what_is_given_stays_and_the_rest_is_made(folder, originals):
     assert len({picture[16:].tobytes() for picture in made}) == 10
     again = pixels(DiffusersCompleter(folder, STEPS, CODEC).complete(originals, range(10), 0.5, 0, len_of))
     assert (made == again).all()
-    other = pixels(completer.complete(originals, range(2), 0.5, 1, len_of))
-    assert (made[:2, 16:] != other[:, 16:]).mean() > 0.5
+    other = pixels(completer.complete(originals, range(BATCH), 0.5, 1, len_of))
+    assert (made[:BATCH, 16:] != other[:, 16:]).mean() > 0.5
     completer.release()
 
 
@@ -163,11 +172,28 @@ def test_stable_diffusion_is_asked_as_by_hand(folder, originals):
     mask = Image.fromarray(np.repeat(np.uint8([0] * 16 + [255] * 16)[:, None], 32, axis=1))
     by_hand = pipeline(
         ["", ""], image=[Image.fromarray(p) for p in grey], mask_image=[mask, mask], height=32, width=32,
-        num_inference_steps=STEPS, guidance_scale=1, generator=torch.Generator().manual_seed((5 << 32) + 4),
+        num_inference_steps=STEPS, guidance_scale=1, generator=random_numbers((5 << 32) + 4),
     ).images  # fmt: skip
     shifted = Originals(originals.names, np.roll(originals.pictures, 4, axis=0))
     made = pixels(DiffusersCompleter(folder, STEPS, CODEC).complete(shifted, range(4, 6), 0.5, 5, len_of))
     assert (made[:, 16:] == np.stack([np.asarray(p) for p in by_hand])[:, 16:]).all()
+
+
+def test_vq_diffusion_is_not_guided(originals, tmp_path):
+    """Where no words and the learned ones differ, guidance does something."""
+    save_vq_diffusion(tmp_path / "vq", 10 * torch.randn(8, 32, generator=torch.Generator().manual_seed(0)))
+    completer = DiffusersCompleter(tmp_path / "vq", STEPS, CODEC)
+    made = pixels(completer.complete(originals, range(2), 0, 5, len_of))
+    found = {}
+    for guidance in (1.0, 5.0):
+        noise = random_numbers(5 << 32)
+        by_hand = completer._pipeline(
+            ["", ""], num_inference_steps=STEPS, guidance_scale=guidance, generator=noise
+        ).images
+        larger = [picture.resize((32, 32), Image.Resampling.BICUBIC) for picture in by_hand]
+        found[guidance] = np.stack([np.asarray(picture) for picture in larger])
+    assert (made == found[1.0]).all() and (made != found[5.0]).mean() > 0.1
+    assert completer.identity(0, 5)["guidance_scale"] == 1
 
 
 def test_an_evaluation_has_a_row_for_it(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,11 +19,11 @@ from megatron_codec.errors import UserError
 from megatron_codec.evaluation import evaluate as evaluation
 from megatron_codec.evaluation.classes import Classes
 from megatron_codec.evaluation.completers import ReferenceCompleter
-from megatron_codec.evaluation.distances import frechet
+from megatron_codec.evaluation.distances import frechet, kernel
 from megatron_codec.evaluation.evaluate import evaluate
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig
 from megatron_codec.evaluation.originals import Originals, read_originals
-from megatron_codec.evaluation.upscaling import Upscaler
+from megatron_codec.evaluation.upscaling import Upscaler, random_numbers
 from megatron_codec.inference import Engine
 from megatron_codec.preprocessing import Selection
 from megatron_codec.tokenizer import Tokenizer
@@ -74,8 +75,9 @@ def results(wanted):
 
 def test_models_of_different_codecs_and_sizes_stand_in_one_table(wanted, results, trained, pixels):
     rows = {row["completer"]: row for row in results["rows"]}
-    names = [f"model ({trained.folder.name})", "model (model)", "original", "original, jpeg"]
-    assert list(rows) == [*names, "original, pixels", "blurred", "noise"]
+    names = [f"model ({trained.folder.name})", "model (model)", "original"]
+    names += ["other real ones", "other real ones, jpeg", "other real ones, pixels"]
+    assert list(rows) == [*names, "original, jpeg", "original, pixels", "blurred", "noise"]
     assert [checkpoint["codec"]["name"] for checkpoint in results["checkpoints"]] == ["jpeg", "pixels"]
     originals = read_originals(Selection(wanted.data, limit=8), 32, Geometry(), 48)
     scores = [checkpoint["held_out"] for checkpoint in results["checkpoints"]]
@@ -105,7 +107,7 @@ def test_models_of_different_codecs_and_sizes_stand_in_one_table(wanted, results
             psnr = 10 * np.log10(255**2 / np.mean(errors))
             assert rows[name]["numbers"]["psnr"]["mean"] == pytest.approx(psnr)
     assert "psnr" not in rows["model (model)"]["numbers"]
-    assert rows["model (model)"]["numbers"]["bytes"]["mean"] == 2 * SMALL**2
+    assert rows["model (model)"]["numbers"]["bytes"]["mean"] == pixels.stored_bytes(2 * SMALL**2)
     assert rows["model (model)"]["numbers"]["share_valid"]["mean"] == 1
     text = (wanted.output / "report.md").read_text()
     assert "| model | pixels | 2 |" in text and "codecs.png" in text
@@ -189,39 +191,50 @@ def test_distances_by_class_and_what_they_have_to_do_with_counts(corpus, tmp_pat
     kinds = {name: "abcd"[number % 4] for number, name in enumerate(names)}
     classes = write_csv(tmp_path / "classes.csv", ("name", "class"), kinds.items())
     counts = {"a": 1, "b": 100, "c": 10, "d": 1000}
+    measured = {"frechet": frechet, "kernel": kernel}
     config = EvaluateConfig(
         data=(corpus.pictures,), output=tmp_path / "out", image_size=32, ratios=(0,), num_samples=30, seeds=2,
         references=("blurred", "noise"), classes=str(classes),
         class_counts=write_csv(tmp_path / "counts.csv", ("class", "count"), counts.items()),
     )  # fmt: skip
-    found = evaluate(config, Blocks())["classes"]
+    results = evaluate(config, Blocks())
+    found = results["classes"]
+    assert [w for w in results["warnings"] if w.startswith("class 'c' has 7 pictures, not more than the 48")]
     originals = read_originals(Selection((corpus.pictures,), limit=30), 32, Geometry(), 48)
     assert [kinds[name] for name in originals.names].count("a") == found["pictures"]["a"] == 8
     real = Blocks()(originals.pictures)
-    gains = {}
+    gains = {distance: {} for distance in measured}
     for kind in "abcd":
         chosen = [number for number, name in enumerate(originals.names) if kinds[name] == kind]
         of_row = {}
         for name in ("blurred", "noise"):
             completer = ReferenceCompleter(name, CODEC)
-            values = []
+            values = {distance: [] for distance in measured}
             for seed in (0, 1) if name == "noise" else (0,):
                 samples = completer.complete(originals, range(30), 0, seed, lambda count: None)
                 made = Blocks()(np.stack([sample.pixels() for sample in samples]))
-                values.append(frechet(real[chosen], made[chosen]))
-            of_row[name] = np.mean(values)
-        gains[kind] = of_row["noise"] - of_row["blurred"]
+                for distance, of in values.items():
+                    of.append(measured[distance](real[chosen].astype(float), made[chosen].astype(float)))
+            of_row[name] = {distance: np.mean(of) for distance, of in values.items()}
+        for distance, gain in gains.items():
+            gain[kind] = of_row["noise"][distance] - of_row["blurred"][distance]
+        assert len(found["distances"]) == 4
         for row in found["distances"]:
-            assert row["of_class"][kind] == pytest.approx(of_row[row["completer"]], rel=1e-5)
-    [comparison] = found["comparisons"]
-    assert comparison["gain"] == pytest.approx(gains, rel=1e-5)
-    logs = [np.log10(counts[kind]) for kind in gains]
-    assert comparison["pearson"][0] == pytest.approx(np.corrcoef(logs, list(gains.values()))[0, 1], rel=1e-4)
+            expected = of_row[row["completer"]][row["distance"]]
+            assert row["of_class"][kind] == pytest.approx(expected, rel=1e-5)
+    assert [comparison["distance"] for comparison in found["comparisons"]] == ["frechet", "kernel"]
+    logs = [np.log10(counts[kind]) for kind in "abcd"]
+    for comparison in found["comparisons"]:
+        of_class = gains[comparison["distance"]]
+        assert comparison["gain"] == pytest.approx(of_class, rel=1e-5)
+        correlation = np.corrcoef(logs, list(of_class.values()))[0, 1]
+        assert comparison["pearson"][0] == pytest.approx(correlation, rel=1e-4)
     text = (tmp_path / "out/report.md").read_text()
-    assert "| a | 8 | 1 |" in text and "classes-0.png" in text
+    assert "| a | 8 | 1 |" in text and "classes-0.png" in text and "classes-1.png" in text
     # Without counts there are distances and no correlation.
     plain = evaluate(replace(config, class_counts=None), Blocks())["classes"]
     assert plain["distances"] == found["distances"] and "pearson" not in plain["comparisons"][0]
+    assert not list((tmp_path / "out").glob("classes-*.png")), "plots of the report before"
 
 
 def test_classes_that_do_not_fit_are_refused(tmp_path):
@@ -237,6 +250,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path):
     refused(r"line 3: 'a\.png' stands there twice", (("a.png", "x"), ("a.png", "y")))
     refused(r"has no class for 1 of 2 pictures, first 'b\.png'", (("a.png", "x"),))
     refused(r"class 'y' has 1 of the 2 pictures.*at least 2"[:9], (("a.png", "x"), ("b.png", "y")))
+    refused(r"class 'y': has 0 of the 2", (("a.png", "x"), ("b.png", "x"), ("c.png", "y")))
     refused(r"class 'rare': has 0 of the 2 pictures", counts=(("x", 5), ("rare", 2)))
     refused(r"class 'x': has no count", counts=(("y", 5),))
     refused(r"count '0' of class 'x': must be a whole number above 0", counts=(("x", 0),))
@@ -247,6 +261,8 @@ def test_classes_that_do_not_fit_are_refused(tmp_path):
         Classes.read(str(tmp_path / "absent.csv"), None)
     folders = Classes.read("folders", None)
     assert folders is not None
+    with pytest.raises(UserError, match=r"has no class for 2 of 2.*put each class into a folder of its own"):
+        folders.members(["a.png", "b.png"])
     members = folders.members(["cat/1.png", "dog/2.png", "train/cat/3.png", "dog/4.png"])
     assert {kind: numbers.tolist() for kind, numbers in members.items()} == {"cat": [0, 2], "dog": [1, 3]}
 
@@ -254,7 +270,7 @@ def test_classes_that_do_not_fit_are_refused(tmp_path):
 def test_filters_are_pillows_and_a_folder_is_a_pipeline_of_diffusers(tmp_path):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     for name, number in (("nearest", 0), ("bicubic", 3), ("lanczos", 1)):
-        made = Upscaler(name)(picture, 48)
+        made = Upscaler(name)(picture, 48, 0)
         assert made.tobytes() == picture.resize((48, 48), number).tobytes()
     with pytest.raises(UserError, match="folder with a model_index"):
         Upscaler(str(tmp_path))
@@ -262,21 +278,53 @@ def test_filters_are_pillows_and_a_folder_is_a_pipeline_of_diffusers(tmp_path):
     tiny_super_resolution().save_pretrained(folder)
     upscaler = Upscaler(str(folder), steps=2)
     for size, larger in ((128, (128, 128)), (144, (512, 512))):
-        first, again = (Upscaler(str(folder), steps=2)(picture, size) for _ in range(2))
+        first, again = (Upscaler(str(folder), steps=2)(picture, size, 7) for _ in range(2))
         assert first.size == (size, size) and first.tobytes() == again.tobytes()
         # By hand: from 16 to the 32 that it takes, once to 128 pixels, twice to 512, the rest by the filter.
         by_hand, pipeline = picture.resize((32, 32), Image.Resampling.BICUBIC), tiny_super_resolution()
+        noise = random_numbers(7)
         while by_hand.width < size:
-            noise = torch.Generator().manual_seed(0)
             by_hand = pipeline(by_hand, num_inference_steps=2, generator=noise).images[0]
         assert by_hand.size == larger
         by_hand = by_hand.resize((size, size), Image.Resampling.BICUBIC)
         # The same weights elsewhere in memory may give another last bit, and that another level.
         assert np.abs(np.asarray(first, np.int16) - np.asarray(by_hand, np.int16)).max() <= 1
-    assert set(upscaler.identity) == {"upscale_sha256", "steps"}
+    mine, *others = (np.asarray(upscaler(picture, 128, seed), np.int16) for seed in (7, 8, (1 << 32) + 7))
+    for other in others:
+        assert (np.abs(mine - other) > 1).mean() > 0.1
+    assert set(upscaler.identity) == {"upscale_sha256", "steps", "noise"}
+    loaded = weakref.ref(upscaler._pipeline.unet)
+    upscaler.release()
+    assert loaded() is None
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"--upscale .*holds no LDMSuperResolutionPipeline"):
-        Upscaler(str(folder))(picture, 64)
+        Upscaler(str(folder))(picture, 64, 0)
+
+
+def test_seeds_and_pictures_have_noise_of_their_own_and_the_upscaler_is_released(
+    wanted, pixel_model, tmp_path, monkeypatch
+):
+    (tmp_path / "model_index.json").write_text("{}")
+    seen, upscalers = [], []
+
+    def record(upscaler, picture, image_size, seed):
+        assert len(upscalers) == 0 or upscalers[-1] is upscaler
+        upscalers.append(upscaler)
+        vars(upscaler)["_pipeline"] = "loaded"
+        seen.append(seed)
+        return picture.resize((image_size, image_size))
+
+    monkeypatch.setattr(Upscaler, "__call__", record)
+    config = replace(
+        wanted, load=(pixel_model,), references=("codec",), upscale=str(tmp_path), output=tmp_path / "out",
+        image_size=32, seeds=2, num_samples=4,
+    )  # fmt: skip
+    model, codec = evaluate(config, Blocks())["rows"]
+    assert (model["completer"], codec["completer"]) == ("model (model)", "original, pixels")
+    assert len(model["sets"]) == len(codec["sets"]) == 2
+    each = [(seed << 32) + number for seed in range(2) for number in range(4)]
+    assert sorted(seen) == sorted(2 * each)
+    assert "_pipeline" not in vars(upscalers[-1])
 
 
 def tiny_super_resolution():

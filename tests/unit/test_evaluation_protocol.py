@@ -1,10 +1,9 @@
-"""An evaluation from end to end: references, folders, a checkpoint of ours; going on; bad input."""
+"""An evaluation from end to end: references in their order, completions of a checkpoint of ours, its bits."""
 
 import json
 import math
 import re
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,66 +12,36 @@ from PIL import Image
 
 from megatron_codec.codecs import JpegCodec
 from megatron_codec.codecs.images import Geometry
+from megatron_codec.codecs.pixels import PixelsCodec, palette_text
 from megatron_codec.config import TrainingConfig
 from megatron_codec.data import CodecDataset
-from megatron_codec.errors import UserError
-from megatron_codec.evaluation.completers import FolderCompleter, ReferenceCompleter
+from megatron_codec.evaluation.completers import ReferenceCompleter
+from megatron_codec.evaluation.distances import frechet
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter, held_out
 from megatron_codec.evaluation.evaluate import evaluate
-from megatron_codec.evaluation.evaluate_config import EvaluateConfig
-from megatron_codec.evaluation.measure import over_seeds, stream_numbers
 from megatron_codec.evaluation.originals import Originals, given_pixels, read_originals
 from megatron_codec.evaluation.samples import Sample
-from megatron_codec.evaluation.sets import Sets
-from megatron_codec.inference import Engine, EngineConfig, Sampling
+from megatron_codec.evaluation.upscaling import Upscaler
+from megatron_codec.inference import EngineConfig, Sampling
 from megatron_codec.model import build_model, transformer_config
 from megatron_codec.preprocessing import PictureEncoder, Selection, iterate_streams
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training.checkpoint import load_weights
-from tests.data_sources import photo_crops
+from tests.evaluating import Blocks, config, means, write_photos
 from tests.tiny import CODEC
 
 EACH = range(20)
 
 
-class Blocks:
-    """Mean colours of blocks of 8 pixels: features that take no time."""
-
-    def __init__(self, dimensions=48):
-        self.name, self.dimensions, self.seen = "mean colours", dimensions, 0
-        self.identity = {"name": self.name}
-
-    def __call__(self, pictures):
-        self.seen += len(pictures)
-        n, side = pictures.shape[:2]
-        return pictures.reshape(n, side // 8, 8, side // 8, 8, 3).mean(axis=(2, 4)).reshape(n, -1)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """60 photographs of 40 pixels, in a folder."""
-    folder = tmp_path_factory.mktemp("photos")
-    for number, crop in enumerate(photo_crops(60, 40)):
-        crop.save(folder / f"{number:02d}.png")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def originals(photos):
     return read_originals(Selection((photos,), limit=20), 32, Geometry(), 48)
-
-
-def config(photos, output, **changes):
-    given = {"image_size": 32, "ratios": (0.25, 0.5), "num_samples": 60, "seeds": 2} | changes
-    return EvaluateConfig(data=(photos,), output=output, **given)
-
-
-def means(results, name="frechet"):
-    """{ratio: {completer: mean}}"""
-    found = {}
-    for row in results["rows"]:
-        found.setdefault(row["ratio"], {})[row["completer"]] = row["numbers"][name]["mean"]
-    return found
 
 
 def test_the_original_is_at_distance_0_then_comes_blurred_then_noise(photos, tmp_path):
@@ -93,7 +62,30 @@ def test_the_original_is_at_distance_0_then_comes_blurred_then_noise(photos, tmp
     assert rows["original, jpeg"]["numbers"]["share_valid"]["mean"] == 1
     assert rows["original, jpeg"]["numbers"]["bytes_of_real"]["mean"] == 1
     assert "bytes" not in rows["noise"]["numbers"]
-    assert results["warnings"] == []
+    assert len(results["warnings"]) == 1 and "no 60 other real pictures" in results["warnings"][0]
+    assert results["originals"] == sorted(path.name for path in photos.iterdir())
+
+
+def test_other_real_pictures_say_how_near_a_perfect_model_comes(photos, tmp_path):
+    """As many again, from between the originals; by themselves and through the codec."""
+    results = evaluate(config(photos, tmp_path, ratios=(0, 0.5), num_samples=30), Blocks())
+    assert len(results["warnings"]) == 1 and "rank 29" in results["warnings"][0]
+    found, every = means(results), read_originals(Selection((photos,), limit=60), 32, Geometry(), 48)
+    assert results["originals"] == list(every.names[::2])
+    features = Blocks()(every.pictures).astype(float)
+    expected = frechet(features[::2], features[1::2])
+    for ratio in (0, 0.5):
+        assert found[ratio]["other real ones"] == pytest.approx(expected, rel=1e-6)
+    coded = [np.asarray(CODEC.decode(stream)) for stream in every.streams(CODEC)[1::2]]
+    through = frechet(features[::2], Blocks()(np.stack(coded)).astype(float))
+    assert found[0]["other real ones, jpeg"] == pytest.approx(through, rel=1e-6)
+    assert found[0]["original, jpeg"] < found[0]["other real ones, jpeg"] < found[0]["noise"]
+    # Of 45 of 60 there are only 15 others.
+    fewer = evaluate(config(photos, tmp_path, ratios=(0,), num_samples=45), Blocks())
+    assert "no 45 other real pictures" in fewer["warnings"][-1]
+    assert not any(row["completer"].startswith("other") for row in fewer["rows"])
+    alone = read_originals(Selection((photos,), limit=45), 32, Geometry(), 48)
+    assert fewer["originals_sha256"] == alone.hash and fewer["originals"] == list(alone.names)
 
 
 def test_the_report_names_the_features_everywhere_and_stands_alone(photos, tmp_path):
@@ -111,13 +103,14 @@ def test_the_report_names_the_features_everywhere_and_stands_alone(photos, tmp_p
     assert all(Image.open(tmp_path / name).size[0] > 100 for name in pictures)
     assert page.count("data:image/png;base64,") == 4
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    # 8 rows of originals, prompts and 5 sets.
+    # 8 rows of originals, prompts and 7 sets, below the headings.
     sheet = np.asarray(Image.open(tmp_path / "contact-0.5.png"))
     first = np.asarray(
         Image.open(photos / "00.png").convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
     )
-    assert (sheet[14 + 4 + 1 : 14 + 4 + 96 : 3, 5:100:3] == first).all()
-    assert sheet.shape[1] == 4 + 7 * 100
+    top = sheet.shape[0] - 8 * 100
+    assert (sheet[top + 1 : top + 96 : 3, 5:100:3] == first).all()
+    assert sheet.shape[1] == 4 + 9 * 100
 
 
 def test_pictures_are_those_that_preprocessing_reads(photos, tmp_path):
@@ -132,7 +125,18 @@ def test_pictures_are_those_that_preprocessing_reads(photos, tmp_path):
     whole = read_originals(Selection((folder,), limit=60), 32, geometry, 48)
     assert len(whole) == 59 and [skipped.kind for skipped in whole.skipped] == ["not a picture"]
     results = evaluate(config(folder, tmp_path / "out", references=("original",)), Blocks())
-    assert results["pictures"] == 59 and "30.png" in results["warnings"][0]
+    assert results["pictures"] == 59 and "30.png" in results["warnings"][-1]
+
+
+def test_what_is_stored_of_codes_are_their_bits_and_a_jpeg_file_has_its_tables(originals):
+    palette = palette_text(np.arange(24, dtype=np.uint8).reshape(8, 3))
+    codes = PixelsCodec(image_size=32, palette=palette)
+    stream = codes.encode(originals.pictures[0])
+    made = Sample.of_stream(codes, stream, stream, 32, Upscaler(), 0).numbers
+    assert len(stream) == 2048 and made["bytes"] == 1024 * 3 / 8 and "file_bytes" not in made
+    stream = CODEC.encode(originals.pictures[0])
+    made = Sample.of_stream(CODEC, stream, stream, 32, Upscaler(), 0)
+    assert made.numbers["bytes"] == len(stream) and made.numbers["file_bytes"] == len(made.content)
 
 
 @pytest.mark.parametrize("ratio", [0, 0.25, 0.5, 0.75])
@@ -159,82 +163,6 @@ def test_references_keep_what_is_given(originals):
     assert not np.array_equal(first[0], first[1])
 
 
-class Calls:
-    """Counts what an engine is asked for, and stops at a call."""
-
-    def __init__(self, monkeypatch, stop_at=None):
-        self.loaded, self.generated, self.stop_at = 0, [], stop_at
-        load, generate = Engine.load.__func__, Engine.generate
-
-        def counted_load(kind, *arguments):
-            self.loaded += 1
-            return load(kind, *arguments)
-
-        def counted_generate(engine, prompts, *arguments):
-            if len(self.generated) == self.stop_at:
-                raise KeyboardInterrupt
-            self.generated.append(len(prompts))
-            return generate(engine, prompts, *arguments)
-
-        monkeypatch.setattr(Engine, "load", classmethod(counted_load))
-        monkeypatch.setattr(Engine, "generate", counted_generate)
-
-
-def test_a_run_that_was_stopped_goes_on_and_redoes_nothing(corpus, trained, tmp_path, monkeypatch):
-    wanted = EvaluateConfig(
-        data=(corpus.pictures,),
-        output=tmp_path / "out",
-        load=(trained.folder,),
-        ratios=(0, 0.5),
-        num_samples=4,
-        seeds=2,
-    )
-    with monkeypatch.context() as patch:
-        calls = Calls(patch, stop_at=3)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(wanted, Blocks())
-        assert (calls.loaded, len(calls.generated)) == (1, 3)
-        assert not (wanted.output / "results.json").exists()
-        assert not list(wanted.output.rglob("*.tmp"))
-    with monkeypatch.context() as patch:
-        calls, extractor = Calls(patch), Blocks()
-        results = evaluate(wanted, extractor)
-        # The fourth set and the scores of the originals.
-        assert (calls.loaded, len(calls.generated)) == (1, 2)
-        # Originals once, then the sets: 4 of the model, 2 of the references of which the ratio is no matter,
-        # 2 blurred, 4 of noise.
-        assert extractor.seen == 4 * (1 + 4 + 2 + 2 + 4)
-    with monkeypatch.context() as patch:
-        calls, extractor = Calls(patch), Blocks()
-        assert evaluate(wanted, extractor) == results
-        assert (calls.loaded, calls.generated, extractor.seen) == (0, [], 0)
-    with monkeypatch.context() as patch:  # what is new is made, and nothing else
-        calls, extractor = Calls(patch), Blocks()
-        more = evaluate(replace(wanted, ratios=(0, 0.25, 0.5), references=("original",)), extractor)
-        assert (calls.loaded, len(calls.generated), extractor.seen) == (1, 2, 8)
-        assert next(row for row in more["rows"] if row["ratio"] == 0) == results["rows"][0]
-    with monkeypatch.context() as patch:  # a stopped run gave the pictures of one that was not
-        calls = Calls(patch)
-        fresh = evaluate(replace(wanted, output=tmp_path / "fresh"), Blocks())
-        assert (calls.loaded, len(calls.generated)) == (1, 5)
-        assert fresh["rows"] == results["rows"] and fresh["checkpoints"] == results["checkpoints"]
-    with monkeypatch.context() as patch:  # another picture among the originals, and everything is another
-        pictures = tmp_path / "pictures"
-        shutil.copytree(corpus.pictures, pictures)
-        first = sorted(pictures.iterdir())[0]
-        Image.open(first).rotate(90).save(first)
-        calls = Calls(patch)
-        evaluate(replace(wanted, data=(pictures,)), Blocks())
-        assert len(calls.generated) == 5
-    row = results["rows"][0]
-    assert row["completer"].startswith("model (") and row["numbers"]["share_valid"]["mean"] == 1
-    made = json.loads((wanted.output / row["sets"][0] / "set.json").read_text())
-    assert [each["bytes"] for each in made["numbers"]] == [
-        len(CODEC.head) + len(file.read_bytes()) - len(CODEC.file_head)
-        for file in sorted((wanted.output / row["sets"][0]).glob("*.jpg"))
-    ]
-
-
 @pytest.fixture(scope="module")
 def checkpoint(trained):
     return Checkpoint(trained.folder, EngineConfig())
@@ -255,6 +183,17 @@ def test_completions_begin_with_their_prompt_and_differ_where_prompts_are_equal(
             s.content for s in samples
         ]
         assert completer.complete(twice, range(3), ratio, 6, done.append)[0].content != samples[0].content
+
+
+def test_a_prompt_that_does_not_fit_is_all_that_there_is_of_its_picture(originals, checkpoint):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mixed = Originals(("a", "b", "c"), np.stack([originals.pictures[0], noise, originals.pictures[1]]))
+    completer, done = EngineCompleter(checkpoint, Sampling(constrain=True)), []
+    samples = completer.complete(mixed, range(3), 0.75, 0, done.append)
+    assert sum(done) == 3 and ["too_long" in sample.numbers for sample in samples] == [False, True, False]
+    start = CODEC.prompt(mixed.streams(CODEC)[1], 0.75)
+    assert samples[1].content == CODEC.to_file(start) and not samples[1].numbers["valid"]
+    assert len(checkpoint.engine.prompt_ids(mixed.streams(CODEC)[1], 0.75)) == samples[1].numbers["too_long"]
 
 
 def test_held_out_bits_are_those_of_the_model_of_training(corpus, checkpoint):
@@ -296,129 +235,3 @@ def test_pictures_longer_than_the_context_are_left_out_of_the_bits(checkpoint):
     assert all(len(checkpoint.engine.prompt_ids(stream, 1.0)) > 160 for stream in long.streams(CODEC))
     found = held_out(checkpoint, long, lambda count: None)
     assert (found["pictures"], found["longer_than_the_context"], found["nats_per_token"]) == (0, 2, None)
-
-
-def finished(folder, originals, ratios=("0.5",), seeds=(), size=32):
-    for ratio in ratios:
-        for seed in seeds or ("",):
-            part = folder / ratio / str(seed)
-            part.mkdir(parents=True)
-            for number, pixels in enumerate(originals.pictures):
-                Image.fromarray(pixels).resize((size, size)).save(part / f"{number:03d}.png")
-    return folder
-
-
-def test_a_folder_of_finished_pictures_is_a_row(photos, originals, tmp_path):
-    good = finished(tmp_path / "copied", originals, seeds=(0, 1))
-    wanted = config(
-        photos, tmp_path / "out", ratios=(0.5,), num_samples=20, pictures=(good,), references=("blurred",)
-    )
-    results = evaluate(wanted, Blocks())
-    assert abs(means(results)[0.5]["copied"]) < 1e-6 < means(results)[0.5]["blurred"]
-    assert len(results["rows"][0]["sets"]) == 2
-    # One file another, and the set is made anew.
-    Image.new("RGB", (32, 32), "red").save(good / "0.5" / "0" / "007.png")
-    assert means(evaluate(wanted, Blocks()))[0.5]["copied"] > 1e-3
-
-
-def test_finished_pictures_that_do_not_fit_are_refused(photos, originals, tmp_path):
-    def refused(folder, message, **changes):
-        wanted = config(
-            photos, tmp_path / "out", ratios=(0.5,), num_samples=20, pictures=(folder,), **changes
-        )
-        with pytest.raises(UserError, match=message):
-            evaluate(wanted, Blocks())
-
-    small = finished(tmp_path / "small", originals, size=16)
-    refused(small, r"16x16 pixels: must be 32x32 pixels.*resize")
-    refused(finished(tmp_path / "other", originals, ratios=("0.25",)), r"no folder for the ratio 0\.5.*0\.25")
-    refused(finished(tmp_path / "seeds", originals, seeds=(0,)), r"no folder for the seed 1")
-    few = finished(tmp_path / "few", originals)
-    (few / "0.5" / "003.png").unlink()
-    refused(few, r"19 pictures: must be as many as the originals, 20")
-    broken = finished(tmp_path / "broken", originals)
-    (broken / "0.5" / "003.png").write_bytes(b"none")
-    refused(broken, r"003\.png: cannot be read")
-    with pytest.raises(UserError, match="no such folder"):
-        FolderCompleter(tmp_path / "absent")
-
-
-def test_all_faults_of_a_command_line_are_told_at_once(photos, trained, tmp_path):
-    wrong = EvaluateConfig(
-        data=(photos,),
-        output=tmp_path / "out",
-        load=(trained.folder,),
-        ratios=(0.1, 0.5, 0.6, 1.5),
-        num_samples=3,
-        seeds=0,
-        top_p=(2.0,),
-        image_size=16,
-        quality=30,
-        upscale="cubic",
-        min_crop=0.5,
-        pictures=(tmp_path / "absent",),
-        inception=tmp_path / "absent.pt",
-    )
-    with pytest.raises(UserError) as told:
-        evaluate(wrong)
-    for message in (
-        "--seeds 0: must be at least 1",
-        "--num-samples 3: must be at least 4",
-        "--image-size 16: must not be below the 32 pixels",
-        "--quality: has no meaning beside --load",
-        "--upscale cubic: must be one of nearest, bicubic, lanczos, or a folder",
-        "top_p 2.0",
-        "min crop 0.5",
-        "absent: there is no such folder",
-        "absent.pt: there is no such file",
-        "--ratios 0.1: gives not even one patch",
-        "--ratios 0.6: gives the same prompts as 0.5",
-        "--ratios 1.5: must be at least 0 and below 1",
-    ):
-        assert message in str(told.value)
-    assert not wrong.output.exists()
-
-
-def test_too_few_pictures_are_told_with_the_rank_problem(photos, tmp_path):
-    with pytest.raises(UserError, match=r"--num-samples 80: there are only 60 pictures.*--num-samples 60"):
-        evaluate(config(photos, tmp_path, num_samples=80), Blocks())
-    extractor = Blocks(dimensions=100)
-    with pytest.raises(UserError, match=r"only 60 pictures.*not more than the 100 features.*rank 59"):
-        evaluate(config(photos, tmp_path, num_samples=80), extractor)
-    with pytest.raises(UserError, match="nothing to evaluate"):
-        evaluate(config(photos, tmp_path, references=()), Blocks())
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_bytes(b"none")
-    with pytest.raises(UserError, match=r"none of 1 pictures can be read"):
-        evaluate(config(tmp_path / "broken", tmp_path / "out"), Blocks())
-
-
-def test_what_does_not_decode_counts_as_grey_and_is_told(originals, tmp_path):
-    good = Sample.of_pixels(originals.pictures[0])
-    known = {"bytes": 100, "real_bytes": 300, "valid": True, "decodes": True}
-    samples = [
-        replace(good, numbers=known),
-        Sample(b"\xff\xd8 no more", ".broken", known | {"bytes": 50, "valid": False, "decodes": False}),
-    ]
-    sets = Sets(tmp_path)
-    for number, sample in enumerate(samples):
-        assert not sets.has_part("Some Model", "0123", range(number, number + 1))
-        sets.write_part("Some Model", "0123", range(number, number + 1), [sample])
-        assert sets.has_part("Some Model", "0123", range(number, number + 1))
-    sets.finish("Some Model", "0123", {"a": 1})
-    assert sets.has("another name", "0123") and not sets.has("Some Model", "0124")
-    made = sets.read("another name", "0123")
-    pixels = made.pixels(32)
-    assert (pixels[0] == originals.pictures[0]).all() and (pixels[1] == 128).all()
-    assert made.picture(1) is None
-    found = stream_numbers(made)
-    assert (found["share_valid"], found["share_decodes"], found["bytes"]) == (0.5, 0.5, 75)
-    assert found["bytes_of_real"] == 0.25
-    (made.folder / "set.json").write_text("{")
-    with pytest.raises(UserError, match=r"set\.json: cannot be read.*remove"):
-        sets.read("Some Model", "0123")
-
-
-def test_mean_and_deviation_are_over_seeds():
-    found = over_seeds([{"frechet": 1.0}, {"frechet": 2.0}, {"frechet": 6.0}])
-    assert found["frechet"] == {"mean": 3.0, "deviation": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}

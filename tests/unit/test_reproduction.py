@@ -1,6 +1,9 @@
 """The report of examples/reproduce_small.sh, from results whose numbers are known."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.reproduction import Stage, answer, write_reproduction
 
+ROOT = Path(__file__).resolve().parents[2]
 DISTANCES = {  # (mean, deviation) from nothing and at 0.5
     "model (jpeg), top-k 40, top-p 0.9": ((60, 1), (30, 1)),
     "model (vq), top-k 40, top-p 0.9": ((100, 1), (32, 2)),
@@ -50,6 +54,7 @@ def results(names, ratios=(0, 0.5)):
     settings = {
         "seeds": 3, "top_k": [40], "top_p": [0.9], "load": ["models/jpeg"], "data": ["x y.gz"],
         "ratios": ratios, "geometry": "pad", "num_samples": 20, "half_size": False, "output": "out",
+        "references": ["original", "noise"],
     }  # fmt: skip
     return {
         "names": {"frechet": "Frechet distance (X)"} | {n: n for n in ("kernel", "precision", "recall")},
@@ -100,9 +105,46 @@ def test_the_answer_says_what_is_apart_and_what_is_not(run):
     ]
 
 
+def test_one_seed_tells_no_models_apart(run):
+    path = run / "evaluations/compare/results.json"
+    found = json.loads(path.read_text())
+    for row in found["rows"]:
+        row["numbers"]["frechet"]["deviation"] = None
+    path.write_text(json.dumps(found))
+    stage = Stage.read(run, "compare")
+    assert stage is not None
+    first, _ = answer(stage)
+    assert first.startswith(
+        "From nothing the distance of JPEG-LM is 60.0 and that of the VQ transformer 100.0 (one seed, which "
+    )
+    found["rows"] = [row for row in found["rows"] if row["completer"].startswith("model (jpeg)")]
+    path.write_text(json.dumps(found))
+    stage = Stage.read(run, "compare")
+    assert stage is not None and answer(stage) == [], "nothing to compare with"
+
+
+def script(run, *stages, **variables):
+    command = ["bash", ROOT / "examples/reproduce_small.sh", *stages]
+    environment = os.environ | {"RUN": str(run)} | variables
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_script_refuses_to_go_on_with_models_of_other_settings(run):
+    done = script(run, "compare")
+    assert done.returncode == 2 and "has models, and no file 'settings'" in done.stderr
+    (run / "settings").write_text("LAYERS=8 WIDTH=128 HEADS=2 LR=3e-3 ROTARY_BASE=500 FLOPS=1e13\n")
+    done = script(run, "compare", FLOPS="2e13")
+    assert done.returncode == 2 and "FLOPS=1e13, not with" in done.stderr and "FLOPS=2e13" in done.stderr
+    done = script(run, "compare", FLOPS="1e13", LR="1e-3")
+    assert done.returncode == 2 and "another RUN" in done.stderr
+    done = script(run, "campare")
+    assert done.returncode == 2 and "campare: is not known" in done.stderr
+
+
 def test_the_report_has_the_numbers_and_its_pictures(run, tmp_path):
     output = tmp_path / "docs" / "reproduction.md"
     output.parent.mkdir()
+    (run / "settings").write_text("FLOPS=1e13 LR=1e-3\n")
     answers = write_reproduction(run, output)
     text = output.read_text()
     assert text.isascii() and all(sentence in text for sentence in answers)
@@ -114,7 +156,8 @@ def test_the_report_has_the_numbers_and_its_pictures(run, tmp_path):
     assert "> **Warning:** few pictures" in text
     assert "over JPEG quality" in text and "half size" not in text
     assert "| VQ transformer, top-k 80, top-p 0.9 | 100.0 +- 1.0 | 32.0 +- 2.0 |" in text
-    assert "--top-k 40 80 --top-p 0.9 1 --seeds 1 --output" in text
+    assert "--top-k 40 80 --top-p 0.9 1 --seeds 1 --references original noise --output" in text
+    assert "Written by `FLOPS=1e13 LR=1e-3 bash examples/reproduce_small.sh`" in text
     assert "--data 'x y.gz' --geometry pad --num-samples 20 --ratios 0 0.5 --top-k 40 --top-p 0.9" in text
     for line in text.splitlines():
         if line.startswith("!["):

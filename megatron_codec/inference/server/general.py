@@ -77,7 +77,7 @@ async def model(request: Request, name: str) -> Response:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    engine = service.engine
+    engine, settings = service.engine, service.config.engine
     return {
         "id": name,
         "object": "model",
@@ -89,4 +89,8 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "num_tokens": engine.tokenizer.num_tokens,
         "bos": engine.tokenizer.bos,
         "eos": engine.tokenizer.eos,
+        "dtype": settings.dtype,
+        "weight_dtype": settings.weight_dtype,
+        "canonical": settings.canonical,
+        "in_range": settings.in_range,
     }

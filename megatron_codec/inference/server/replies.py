@@ -120,6 +120,10 @@ class ModelItem(BaseModel):
     num_tokens: int
     bos: int
     eos: int
+    dtype: str | None  # that it computes in; None is what the model was trained in
+    weight_dtype: str | None  # of the layers' weights; None is that of dtype
+    canonical: bool
+    in_range: bool
 
 
 class ModelsReply(BaseModel):
