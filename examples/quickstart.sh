@@ -59,7 +59,7 @@ done
 step "training jpeglm-tiny (TensorBoard: tensorboard --logdir $RUN/tensorboard)"
 TRAINING_ARGS=(--preset jpeglm-tiny --train-iters 4500)
 if [ -n "$LONG" ]; then
-    # The 8 x 128 of docs/results.md, with twice the steps that it has there.
+    # The 8 x 128 of docs/experiments.md, with twice the steps that it has there.
     TRAINING_ARGS+=(--num-layers 8 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 2
         --rotary-base 500 --train-iters 13000 --lr 3e-3 --min-lr 3e-4)
 fi

@@ -7,7 +7,7 @@
 #   bash examples/reproduce_small.sh sampling     # the three at other cuts of top-k and top-p
 #   bash examples/reproduce_small.sh scale        # JPEG-LM in three sizes and for three lengths of training
 #   bash examples/reproduce_small.sh quality      # JPEG-LM at other JPEG qualities, and without restart markers
-#   bash examples/reproduce_small.sh report       # docs/reproduction.md from what is there
+#   bash examples/reproduce_small.sh report       # docs/results.md from what is there
 #
 # FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for a
 # quarter; NUM_SAMPLES=1000 compares so many pictures (200 by default). LAYERS, WIDTH, HEADS, LR and ROTARY_BASE are
@@ -30,7 +30,7 @@ done
 RUN="${RUN:-runs/reproduction}"
 FLOPS="${FLOPS:-5e14}"
 NUM_SAMPLES="${NUM_SAMPLES:-200}"
-# 8 x 128 is better with half the computation than 6 x 256 (docs/results.md).
+# 8 x 128 is better with half the computation than 6 x 256 (docs/experiments.md).
 LAYERS="${LAYERS:-8}" WIDTH="${WIDTH:-128}" HEADS="${HEADS:-2}" LR="${LR:-3e-3}" ROTARY_BASE="${ROTARY_BASE:-500}"
 settings="LAYERS=$LAYERS WIDTH=$WIDTH HEADS=$HEADS LR=$LR ROTARY_BASE=$ROTARY_BASE FLOPS=$FLOPS"
 # Models of other settings are others: going on from them would mix the two.
@@ -163,7 +163,7 @@ for stage in "${STAGES[@]}"; do
             evaluate quality small-q25 small-q10 small-q50 small-no-markers -- "${CUTS[@]}" --ratios 0 0.5
             ;;
         report)
-            python tools/report_reproduction.py --run "$RUN" --output "${REPORT:-docs/reproduction.md}"
+            python tools/report_reproduction.py --run "$RUN" --output "${REPORT:-docs/results.md}"
             ;;
     esac
 done

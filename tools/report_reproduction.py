@@ -1,6 +1,6 @@
 """Writes the report of examples/reproduce_small.sh, with its tables, curves and pictures.
 
-python tools/report_reproduction.py --run runs/reproduction --output docs/reproduction.md
+python tools/report_reproduction.py --run runs/reproduction --output docs/results.md
 """
 
 from dataclasses import dataclass

@@ -105,6 +105,8 @@ def write_reproduction(run: Path, output: Path) -> list[str]:
             "its partial-prompt tables. Here:"
         )
         document.paragraph("\n".join(f"- {sentence}" for sentence in answers))
+    if (output.parent / "experiments.md").exists():
+        document.paragraph("What is behind these numbers is in [experiments.md](experiments.md).")
     for warning in first.results["warnings"]:
         document.warning(warning)
     for name, stage in stages.items():
