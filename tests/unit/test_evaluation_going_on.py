@@ -7,29 +7,15 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from megatron_codec.codecs.images import Geometry
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.evaluate import evaluate
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig
 from megatron_codec.evaluation.measure import over_seeds, stream_numbers
-from megatron_codec.evaluation.originals import read_originals
 from megatron_codec.evaluation.samples import Sample
 from megatron_codec.evaluation.sets import Sets
 from megatron_codec.inference import Engine
-from megatron_codec.preprocessing import Selection
-from tests.evaluating import Blocks, write_photos
+from tests.evaluating import Blocks
 from tests.tiny import CODEC
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """60 photographs of 40 pixels, in a folder."""
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def originals(photos):
-    return read_originals(Selection((photos,), limit=20), 32, Geometry(), 48)
 
 
 class Calls:

@@ -10,26 +10,13 @@ import pytest
 from PIL import Image
 
 from megatron_codec.codecs import JpegCodec
-from megatron_codec.codecs.images import Geometry
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.completers import FolderCompleter
 from megatron_codec.evaluation.evaluate import evaluate
 from megatron_codec.evaluation.evaluate_config import EvaluateConfig, model_names
-from megatron_codec.evaluation.originals import check_ratios, read_originals
-from megatron_codec.preprocessing import Selection
+from megatron_codec.evaluation.originals import check_ratios
 from megatron_codec.tokenizer import Tokenizer
-from tests.evaluating import Blocks, config, means, write_photos
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """60 photographs of 40 pixels, in a folder."""
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def originals(photos):
-    return read_originals(Selection((photos,), limit=20), 32, Geometry(), 48)
+from tests.evaluating import Blocks, config, means
 
 
 def finished(folder, originals, ratios=("0.5",), seeds=(), size=32):

@@ -27,21 +27,10 @@ from megatron_codec.model import build_model, transformer_config
 from megatron_codec.preprocessing import PictureEncoder, Selection, iterate_streams
 from megatron_codec.tokenizer import Tokenizer
 from megatron_codec.training.checkpoint import load_weights
-from tests.evaluating import Blocks, config, means, write_photos
+from tests.evaluating import Blocks, config, means
 from tests.tiny import CODEC
 
 EACH = range(20)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """60 photographs of 40 pixels, in a folder."""
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def originals(photos):
-    return read_originals(Selection((photos,), limit=20), 32, Geometry(), 48)
 
 
 def test_the_original_is_at_distance_0_then_comes_blurred_then_noise(photos, tmp_path):
