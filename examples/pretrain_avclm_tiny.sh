@@ -9,6 +9,8 @@
 # already is used again; a run that was stopped goes on. ITERS=5000 trains longer, for more videos of your own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A training saves after Ctrl-C and ends well, and bash alone would go on with what is not trained yet.
+trap 'echo "stopped; the same command goes on" >&2; exit 130' INT
 
 VIDEOS="${1:-}"
 case "$VIDEOS" in

@@ -9,6 +9,8 @@
 # runs/quickstart/report.md. What is there already is used again; a run that was stopped goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A training saves after Ctrl-C and ends well, and bash alone would go on with what is not trained yet.
+trap 'echo "stopped; the same command goes on" >&2; exit 130' INT
 
 PICTURES="" LONG=""
 for argument in "$@"; do

@@ -9,20 +9,23 @@
 #   bash examples/reproduce_small.sh quality      # JPEG-LM at other JPEG qualities, and without restart markers
 #   bash examples/reproduce_small.sh report       # docs/results.md from what is there
 #
-# FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for a
+# DATASET=photos takes crops of real colour photos at 64x64 in place of Fashion-MNIST, and wants a RUN and a REPORT of its
+# own. FLOPS=1e15 trains each model of `compare` for so much computation (5e14 by default), those of `quality` for a
 # quarter; NUM_SAMPLES=1000 compares so many pictures (200 by default). LAYERS, WIDTH, HEADS, LR and ROTARY_BASE are
 # those of the Llama (`quality` and the smaller ones of `scale` have a shape of their own). Stopped at any moment, the
-# same command goes on where it was; all is kept in runs/reproduction, or in RUN, of which each has one FLOPS and one
-# Llama. REPORT names another file for the report.
+# same command goes on where it was; all is kept in runs/reproduction, or in RUN, of which each has one DATASET, one
+# FLOPS and one Llama. REPORT names another file for the report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# A training saves after Ctrl-C and ends well, and bash alone would go on with what is not trained yet.
+trap 'echo "stopped; the same command goes on" >&2; exit 130' INT
 
 STAGES=("$@")
 [ ${#STAGES[@]} -gt 0 ] || STAGES=(compare sampling scale quality report)
 for stage in "${STAGES[@]}"; do
     case "$stage" in
         compare | sampling | scale | quality | report) ;;
-        -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "error: $stage: is not known; use compare, sampling, scale, quality or report" >&2; exit 2 ;;
     esac
 done
@@ -30,9 +33,16 @@ done
 RUN="${RUN:-runs/reproduction}"
 FLOPS="${FLOPS:-5e14}"
 NUM_SAMPLES="${NUM_SAMPLES:-200}"
+DATASET="${DATASET:-fashion-mnist}"
+# A picture of 64x64 has up to 800 tokens of JPEG and 256 of VQ; as many tokens a step for both datasets, about.
+case "$DATASET" in
+    fashion-mnist) SIZE=32 LENGTH=304 BATCH=6 VQ_BATCH=32 ;;
+    photos) SIZE=64 LENGTH=832 BATCH=2 VQ_BATCH=8 ;;
+    *) echo "error: DATASET=$DATASET: is not known; use fashion-mnist or photos" >&2; exit 2 ;;
+esac
 # 8 x 128 is better with half the computation than 6 x 256 (docs/experiments.md).
 LAYERS="${LAYERS:-8}" WIDTH="${WIDTH:-128}" HEADS="${HEADS:-2}" LR="${LR:-3e-3}" ROTARY_BASE="${ROTARY_BASE:-500}"
-settings="LAYERS=$LAYERS WIDTH=$WIDTH HEADS=$HEADS LR=$LR ROTARY_BASE=$ROTARY_BASE FLOPS=$FLOPS"
+settings="DATASET=$DATASET LAYERS=$LAYERS WIDTH=$WIDTH HEADS=$HEADS LR=$LR ROTARY_BASE=$ROTARY_BASE FLOPS=$FLOPS"
 # Models of other settings are others: going on from them would mix the two.
 if [ "${STAGES[*]}" != report ]; then
     if [ -d "$RUN/models" ] && [ ! -f "$RUN/settings" ]; then
@@ -47,14 +57,20 @@ if [ "${STAGES[*]}" != report ]; then
 fi
 
 source requirements/install.sh dev
-source examples/fashion_mnist.sh
 step() { echo; echo "== $*"; }
+if [ "$DATASET" = photos ]; then
+    source examples/photos.sh
+    TRAIN="$PHOTOS/train.npy" TEST="$PHOTOS/test.npy"
+else
+    source examples/fashion_mnist.sh
+    TRAIN="$DATA/train-images-idx3-ubyte.gz" TEST="$DATA/t10k-images-idx3-ubyte.gz"
+fi
 
-TRAIN_INPUT=(--input "$DATA/train-images-idx3-ubyte.gz" --geometry pad)
-TEST_INPUT=(--input "$DATA/t10k-images-idx3-ubyte.gz" --geometry pad)
+TRAIN_INPUT=(--input "$TRAIN" --geometry pad)
+TEST_INPUT=(--input "$TEST" --geometry pad)
 shape() { echo --num-layers "$1" --hidden-size "$2" --ffn-hidden-size $((3 * $2)) --num-attention-heads "$3"; }
 read -ra SHAPE <<< "$(shape "$LAYERS" "$WIDTH" "$HEADS") --rotary-base $ROTARY_BASE"
-SCHEDULE=(--micro-batch-size 6 --global-batch-size 6 --lr "$LR" --min-lr "$(python -c "print($LR / 10)")"
+SCHEDULE=(--seq-length "$LENGTH" --micro-batch-size "$BATCH" --global-batch-size "$BATCH" --lr "$LR" --min-lr "$(python -c "print($LR / 10)")"
     --lr-warmup-iters 100 --bf16)
 
 # dataset NAME TOOL FLAGS...: RUN/NAME/{train,test}, from the tokenizer RUN/NAME/tokenizer.json
@@ -73,7 +89,7 @@ dataset() {
 
 # jpeg_dataset NAME FLAGS...: flags of the codec
 jpeg_dataset() {
-    local name="$1" codec=(--image-size 32 --remove-head "${@:2}")
+    local name="$1" codec=(--image-size "$SIZE" --remove-head "${@:2}")
     if [ ! -f "$RUN/$name/tokenizer.json" ]; then
         step "training a vocabulary of 320 entries for JPEG ${codec[*]}"
         python tools/train_tokenizer.py --codec jpeg "${TRAIN_INPUT[@]}" "${codec[@]}" --vocab-size 320 \
@@ -103,7 +119,7 @@ evaluate() {
     done
     shift
     step "evaluating $RUN/evaluations/$name"
-    python tools/evaluate.py --load "${models[@]}" --data "${TEST_INPUT[1]}" --geometry pad \
+    python tools/evaluate.py --load "${models[@]}" --data "$TEST" --geometry pad \
         --num-samples "$NUM_SAMPLES" --output "$RUN/evaluations/$name" "$@"
 }
 
@@ -115,8 +131,8 @@ for stage in "${STAGES[@]}"; do
         compare)
             if [ ! -f "$RUN/vq.json" ]; then
                 step "training the VQ-VAE"
-                python tools/train_vq.py "${TRAIN_INPUT[@]}" --image-size 32 --num-codes 512 --steps 2000 \
-                    --num-samples 60000 --output "$RUN/vq"
+                python tools/train_vq.py "${TRAIN_INPUT[@]}" --image-size "$SIZE" --num-codes 512 --steps 2000 \
+                    --batch-size "$VQ_BATCH" --num-samples 60000 --output "$RUN/vq"
             fi
             mkdir -p "$RUN/codes" "$RUN/pixels"
             cp "$RUN/vq.json" "$RUN/codes/tokenizer.tmp" && mv "$RUN/codes/tokenizer.tmp" "$RUN/codes/tokenizer.json"
@@ -127,9 +143,9 @@ for stage in "${STAGES[@]}"; do
                     --output "$RUN/pixels/tokenizer.json"
             fi
             dataset pixels preprocess_images.py
-            train jpeg jpeg "$FLOPS" --seq-length 304
-            train vq codes "$FLOPS" --seq-length 304
-            # A picture has 1,024 tokens: 2 x 1,026 are about as many as 6 x 304.
+            train jpeg jpeg "$FLOPS"
+            train vq codes "$FLOPS"
+            # Of 32x32 always, as the paper's: 1,024 tokens, and 2 x 1,026 are about as many as 6 x 304.
             train pixels pixels "$FLOPS" --seq-length 1026 --micro-batch-size 2 --global-batch-size 2
             evaluate compare jpeg vq pixels -- "${CUTS[@]}" --ratios 0 0.25 0.5 0.75
             evaluate half-size jpeg vq pixels -- "${CUTS[@]}" --ratios 0.5 --half-size
@@ -139,20 +155,20 @@ for stage in "${STAGES[@]}"; do
             evaluate sampling jpeg vq pixels -- --top-k 40 80 --top-p 0.9 1 --ratios 0 0.5 --seeds 1 --references
             ;;
         scale)
-            train jpeg jpeg "$FLOPS" --seq-length 304
-            train jpeg-half jpeg "$half" --seq-length 304
-            train jpeg-quarter jpeg "$quarter" --seq-length 304
+            train jpeg jpeg "$FLOPS"
+            train jpeg-half jpeg "$half"
+            train jpeg-quarter jpeg "$quarter"
             # The same tokens as `jpeg` for smaller models: its steps, not its computation.
             steps="$(cat "$RUN/models/jpeg/latest_checkpointed_iteration.txt")"
             # shellcheck disable=SC2046
-            train jpeg-4x128 jpeg "" --train-iters "$steps" --seq-length 304 $(shape 4 128 2)
+            train jpeg-4x128 jpeg "" --train-iters "$steps" $(shape 4 128 2)
             # shellcheck disable=SC2046
-            train jpeg-2x64 jpeg "" --train-iters "$steps" --seq-length 304 $(shape 2 64 1)
+            train jpeg-2x64 jpeg "" --train-iters "$steps" $(shape 2 64 1)
             evaluate scale jpeg jpeg-half jpeg-quarter jpeg-4x128 jpeg-2x64 -- "${CUTS[@]}" --ratios 0 0.5
             ;;
         quality)
             # A smaller model, which learns more of what a codec is like from so little computation.
-            read -ra small <<< "--seq-length 304 --lr 4e-3 --min-lr 4e-4 $(shape 4 128 2)"
+            read -ra small <<< "--lr 4e-3 --min-lr 4e-4 $(shape 4 128 2)"
             jpeg_dataset jpeg-q10 --quality 10
             jpeg_dataset jpeg-q50 --quality 50
             jpeg_dataset jpeg-no-markers --quality 25 --restart-interval 0

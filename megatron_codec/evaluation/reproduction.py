@@ -1,79 +1,17 @@
-"""The report of examples/reproduce_small.sh: the paper's comparison made small, from what its stages left.
-
-RUN/evaluations/compare/  half-size/  sampling/  scale/  quality/     folders of tools/evaluate.py
-RUN/models/NAME/metrics.jsonl                                         of training
-RUN/settings                                                          the variables that the script was given
-"""
+"""The report of examples/reproduce_small.sh: the paper's comparison made small, from what its stages left
+(reproduction_results.py) and what training logged in RUN/models/NAME/metrics.jsonl."""
 
 import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.document import Document
+from megatron_codec.evaluation.reproduction_results import COMMAND, MODELS, Stage, answer, dataset, variables
 from megatron_codec.files import whole_file
-
-_COMMAND = "bash examples/reproduce_small.sh"
-# What the models of the stage `compare` are called, first the one that the others are compared with.
-MODELS = {"jpeg": "JPEG-LM", "vq": "VQ transformer", "pixels": "pixel model"}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What tools/evaluate.py found.
-
-    Attributes:
-        folder: of its report.
-        results: its results.json.
-    """
-
-    folder: Path
-    results: dict[str, Any]
-
-    @classmethod
-    def read(cls, run: Path, name: str) -> "Stage | None":
-        """A stage that has ended, or None.
-
-        Raises:
-            UserError: its results are damaged.
-        """
-        folder = run / "evaluations" / name
-        path = folder / "results.json"
-        if not path.exists():
-            return None
-        try:
-            return cls(folder, json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"{path}", f"cannot be read ({error})", f"run {_COMMAND} again") from error
-
-    @property
-    def ratios(self) -> list[float]:
-        """Prompt ratios."""
-        return list(dict.fromkeys(row["ratio"] for row in self.results["rows"]))
-
-    @property
-    def checkpoints(self) -> dict[str, dict[str, Any]]:
-        """What is known of each model, by its name."""
-        return {checkpoint["name"]: checkpoint for checkpoint in self.results["checkpoints"]}
-
-    def number(self, name: str, ratio: float, what: str = "frechet") -> dict[str, Any] | None:
-        """Mean and deviation of a row; `name` is the row's, or that of a model."""
-        for row in self.results["rows"]:
-            # "model (jpeg), top-k 40, top-p 0.9", which may be called "jpeg" where there is one of it
-            short = row["completer"].partition("model (")[2].partition(")")[0]
-            if name in (short, row["completer"]) and row["ratio"] == ratio:
-                return row["numbers"].get(what)
-        return None
-
-    @property
-    def references(self) -> list[str]:
-        """The rows that are no models."""
-        names = [row["completer"] for row in self.results["rows"]]
-        return list(dict.fromkeys(name for name in names if not name.startswith("model (")))
 
 
 def write_reproduction(run: Path, output: Path) -> list[str]:
@@ -91,12 +29,13 @@ def write_reproduction(run: Path, output: Path) -> list[str]:
     """
     stages = {name: stage for name in _STAGES if (stage := Stage.read(run, name)) is not None}
     if not stages:
-        raise UserError(f"{run}", "has no stage that has ended", f"run {_COMMAND}")
+        raise UserError(f"{run}", "has no stage that has ended", f"run {COMMAND}")
     whole = "compare" in stages
     title = "The paper's comparison in small" if whole else "JPEG-LM over size, training and codec"
+    title += f": {dataset(run).short}"
     document = Document(title, output.parent)
     first = next(iter(stages.values()))
-    document.paragraph(_what_it_is(first, _started_by(run)))
+    document.paragraph(_what_it_is(first, run))
     answers = answer(stages["compare"]) if "compare" in stages else []
     if answers:
         document.heading("The answer at this scale")
@@ -116,49 +55,12 @@ def write_reproduction(run: Path, output: Path) -> list[str]:
     return answers
 
 
-def answer(stage: Stage) -> list[str]:
-    """How far JPEG-LM's distance is from that of each baseline, a sentence for each ratio."""
-    sentences = []
-    first, *others = MODELS
-    for ratio in stage.ratios:
-        ours, parts = stage.number(first, ratio), []
-        for name in others:
-            theirs = stage.number(name, ratio)
-            if ours is None or theirs is None:
-                continue
-            if ours["deviation"] is None or theirs["deviation"] is None:
-                parts.append(
-                    f"{ours['mean']:.1f} and that of the {MODELS[name]} {theirs['mean']:.1f} (one seed, "
-                    "which does not tell them apart)"
-                )
-                continue
-            change = ours["mean"] / theirs["mean"] - 1
-            # Three deviations of the difference: what sampling alone hardly does.
-            noise = 3 * (ours["deviation"] ** 2 + theirs["deviation"] ** 2) ** 0.5
-            apart = abs(ours["mean"] - theirs["mean"]) > noise
-            where = f"{abs(change):.0%} {'below' if change < 0 else 'above'}" if apart else "not apart from"
-            parts.append(f"{where} that of the {MODELS[name]}")
-        if not parts:
-            continue
-        which = f"At prompt ratio {ratio:g}" if ratio else "From nothing"
-        sentences.append(f"{which} the distance of {MODELS[first]} is {' and '.join(parts)}.")
-    return sentences
-
-
-def _started_by(run: Path) -> str:
-    """The script's command with its variables."""
-    try:
-        return f"{(run / 'settings').read_text(encoding='utf-8').strip()} {_COMMAND}"
-    except FileNotFoundError:  # a run of before they were kept
-        return _COMMAND
-
-
-def _what_it_is(stage: Stage, command: str) -> str:
+def _what_it_is(stage: Stage, run: Path) -> str:
     settings = stage.results["settings"]
     return (
-        f"Written by `{command}`, which trains each model, and its stage `report`, which writes this page. "
-        "Models on Fashion-MNIST at 32x32 (60,000 pictures to train on; the colour pipeline is that of any "
-        f"picture), all of them Llamas; {stage.results['pictures']} held-out pictures are completed with "
+        f"Written by `{f'{variables(run)} {COMMAND}'.strip()}`, which trains each model, and its stage "
+        f"`report`, which writes this page. Models on {dataset(run).words}. All of them are Llamas; "
+        f"{stage.results['pictures']} held-out pictures are completed with "
         f"{_seeds(settings)} (top-k {settings['top_k'][0]}, top-p {settings['top_p'][0]:g}) unless it says "
         f"otherwise. {stage.results['names']['frechet']}: lower is nearer to the real ones."
     )
@@ -176,7 +78,7 @@ def _compare(document: Document, stage: Stage, run: Path, output: Path) -> None:
 def _models(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("The models")
     document.paragraph("The same Llama but for its vocabulary, as much computation for each.")
-    _trained(document, stage, run, output, MODELS, "reproduction-loss.png")
+    _trained(document, stage, run, output, MODELS, "loss.png")
     document.paragraph(
         "Computation counts the causal half of attention. Bits a pixel are of each codec's own streams: a "
         "codec that keeps less has less to predict. The network of the VQ codec was trained before, and that "
@@ -214,7 +116,8 @@ def _distances(document: Document, stage: Stage, output: Path) -> None:
 
 def _half_size(document: Document, stage: Stage, run: Path, output: Path) -> None:
     document.heading("At half size on black")
-    document.paragraph("The same models and prompts; pictures of 16x16 in the middle of black ones.")
+    side = dataset(run).side // 2
+    document.paragraph(f"The same models and prompts; pictures of {side}x{side} in the middle of black ones.")
     _table_of(document, stage, list(MODELS.items()))
 
 
@@ -232,7 +135,7 @@ def _scale(document: Document, stage: Stage, run: Path, output: Path) -> None:
         "trained on as many tokens as the first."
     )
     names = {name: name for name in stage.checkpoints}
-    _trained(document, stage, run, output, names, "reproduction-scale.png")
+    _trained(document, stage, run, output, names, "scale.png")
     _table_of(document, stage, list(names.items()))
 
 
@@ -243,7 +146,7 @@ def _quality(document: Document, stage: Stage, run: Path, output: Path) -> None:
         "its name says, or at 25 without restart markers."
     )
     names = {name: name for name in stage.checkpoints}
-    _trained(document, stage, run, output, names, "reproduction-quality.png")
+    _trained(document, stage, run, output, names, "quality.png")
     rows = [*names.items(), *((name, name) for name in stage.references if name.startswith("original, "))]
     _table_of(document, stage, rows)
 
@@ -313,8 +216,9 @@ def _trained(
     """A table and a plot of what training was like, for each model under its title."""
     document.table(_MODEL_HEAD, [_model_row(title, stage, name) for name, title in titles.items()])
     curves = {title: _curve(run, stage.checkpoints[name]) for name, title in titles.items()}
-    _plot_curves(curves, output.parent / "images" / file)
-    document.picture(f"images/{file}", "Held-out bits a picture over computation")
+    path = _picture(output, file)
+    _plot_curves(curves, path)
+    document.picture(f"images/{path.name}", "Held-out bits a picture over computation")
 
 
 def _curve(run: Path, checkpoint: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -323,7 +227,7 @@ def _curve(run: Path, checkpoint: Mapping[str, Any]) -> list[tuple[float, float]
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}", f"cannot be read ({error})", f"run {_COMMAND} compare") from error
+        raise UserError(f"{path}", f"cannot be read ({error})", f"run {COMMAND} compare") from error
     scores = checkpoint["held_out"]
     bits = scores["tokens"] / max(1, scores["pictures"]) / 0.6931471805599453
     flops = checkpoint["flops"] / checkpoint["iteration"]
@@ -348,9 +252,14 @@ def _plot_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path
         figure.savefig(stream, format="png", dpi=120)
 
 
+def _picture(output: Path, name: str) -> Path:
+    """Where a picture of the report goes: reports in one folder do not share them."""
+    return output.parent / "images" / f"{output.stem}-{name}"
+
+
 def _keep(document: Document, picture: Path, output: Path, caption: str) -> None:
     """Copies a picture of an evaluation beside the report, and shows it."""
-    kept = output.parent / "images" / f"reproduction-{picture.name}"
+    kept = _picture(output, picture.name)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with open(picture, "rb") as source, whole_file(kept) as target:
         shutil.copyfileobj(source, target)

@@ -255,3 +255,36 @@ def test_shellcheck():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")
     subprocess.run(["shellcheck", "--severity=warning", *map(str, SCRIPTS)], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("quickstart.sh", "pictures"),
+        ("pretrain_avclm_tiny.sh", "pictures"),
+        ("reproduce_small.sh", "quality"),
+    ],
+)
+def test_ctrl_c_while_it_trains_ends_the_script(tmp_path, arguments):
+    """And does not go on with a model that is not trained yet: a training ends well, by itself."""
+    for folder in ("examples", "requirements", "pictures", "bin"):
+        (tmp_path / folder).mkdir()
+    script = shutil.copy(ROOT / "examples" / arguments[0], tmp_path / "examples")
+    (tmp_path / "requirements/install.sh").touch()
+    (tmp_path / "examples/fashion_mnist.sh").write_text("DATA=data\n")
+    python = tmp_path / "bin/python"
+    stub = 'echo "$1" >> called\n[ "$1" = tools/pretrain.py ] && trap "" INT && kill -INT 0\nexit 0\n'
+    python.write_text(f"#!/bin/bash\n{stub}")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", script, *arguments[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,  # the signal goes to all of it, as a terminal's does
+    )
+    assert (tmp_path / "called").read_text().splitlines()[-1] == "tools/pretrain.py"
+    assert done.returncode == 130, done.stderr
+    assert "the same command goes on" in done.stderr

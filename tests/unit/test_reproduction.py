@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from megatron_codec.errors import UserError
-from megatron_codec.evaluation.reproduction import Stage, answer, write_reproduction
+from megatron_codec.evaluation.reproduction import write_reproduction
+from megatron_codec.evaluation.reproduction_results import Stage, answer
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTANCES = {  # (mean, deviation) from nothing and at 0.5
@@ -132,11 +134,17 @@ def script(run, *stages, **variables):
 def test_the_script_refuses_to_go_on_with_models_of_other_settings(run):
     done = script(run, "compare")
     assert done.returncode == 2 and "has models, and no file 'settings'" in done.stderr
-    (run / "settings").write_text("LAYERS=8 WIDTH=128 HEADS=2 LR=3e-3 ROTARY_BASE=500 FLOPS=1e13\n")
+    (run / "settings").write_text(
+        "DATASET=fashion-mnist LAYERS=8 WIDTH=128 HEADS=2 LR=3e-3 ROTARY_BASE=500 FLOPS=1e13\n"
+    )
     done = script(run, "compare", FLOPS="2e13")
     assert done.returncode == 2 and "FLOPS=1e13, not with" in done.stderr and "FLOPS=2e13" in done.stderr
     done = script(run, "compare", FLOPS="1e13", LR="1e-3")
     assert done.returncode == 2 and "another RUN" in done.stderr
+    done = script(run, "compare", FLOPS="1e13", DATASET="photos")
+    assert done.returncode == 2 and "with DATASET=photos" in done.stderr
+    done = script(run, "compare", DATASET="photo")
+    assert done.returncode == 2 and "DATASET=photo: is not known" in done.stderr
     done = script(run, "campare")
     assert done.returncode == 2 and "campare: is not known" in done.stderr
 
@@ -155,6 +163,7 @@ def test_the_report_has_the_numbers_and_its_pictures(run, tmp_path):
     assert "| VQ transformer | 6 x 256 | 5.12M | 1,000 | 1.8M | 12,079 | 5.00e+13 | 3.500 | 0.750 |" in text
     assert "> **Warning:** few pictures" in text
     assert "over JPEG quality" in text and "half size" not in text
+    assert text.startswith("# The paper's comparison in small: Fashion-MNIST at 32x32\n")
     assert "| VQ transformer, top-k 80, top-p 0.9 | 100.0 +- 1.0 | 32.0 +- 2.0 |" in text
     assert "--top-k 40 80 --top-p 0.9 1 --seeds 1 --references original noise --output" in text
     assert "Written by `FLOPS=1e13 LR=1e-3 bash examples/reproduce_small.sh`" in text
@@ -166,6 +175,20 @@ def test_the_report_has_the_numbers_and_its_pictures(run, tmp_path):
     before = output.read_bytes()
     write_reproduction(run, output)
     assert output.read_bytes() == before
+
+
+def test_photos_are_said_to_be_such_and_another_dataset_is_refused(run, tmp_path):
+    (run / "settings").write_text("DATASET=photos FLOPS=1e13\n")
+    shutil.copytree(run / "evaluations/compare", run / "evaluations/half-size")
+    write_reproduction(run, tmp_path / "a.md")
+    text = (tmp_path / "a.md").read_text()
+    assert text.startswith("# The paper's comparison in small: photos at 64x64\n")
+    assert "from 31 real colour photos" in text and "Fashion" not in text
+    assert "pictures of 32x32 in the middle" in text
+    (run / "settings").write_text("DATASET=birds\n")
+    with pytest.raises(UserError, match="DATASET=birds: must be one of fashion-mnist, photos"):
+        write_reproduction(run, tmp_path / "b.md")
+    assert not (tmp_path / "b.md").exists()
 
 
 def test_stages_that_have_ended_are_reported_without_a_comparison(tmp_path, run):
