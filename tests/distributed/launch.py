@@ -14,6 +14,7 @@ import json
 import multiprocessing.forkserver
 import os
 import pkgutil
+import random
 import signal
 import socket
 import subprocess
@@ -111,14 +112,21 @@ def running(
             process.wait()
 
 
+def _free_port() -> int:
+    """A port that nobody listens at, and that the system gives to nobody who lets it choose: ranks that meet
+    again and again leave it free in between."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)  # Linux gives from 32768 on
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def _shared_variables() -> dict[str, str]:
-    """What all ranks of a world find in their environment, with a free port to meet at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """What all ranks of a world find in their environment, with a port to meet at."""
     return {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }

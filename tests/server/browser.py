@@ -177,9 +177,15 @@ class Page:
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """Presses the mouse in the middle of an element, once it stands still."""
+        """Presses the mouse in the middle of an element, once it stands still. Raises TimeoutError.
+
+        What scrolls smoothly may stand still and go on: a press that hits something else is let go outside of
+        the page, where it does nothing, and made again.
+        """
         script = f"""(async () => {{
             const element = document.querySelector({json.dumps(selector)});
+            window.pressed = false;
+            element.addEventListener("mousedown", () => window.pressed = true, {{once: true, capture: true}});
             for (let before = NaN; ; await new Promise(requestAnimationFrame)) {{
                 element.scrollIntoView({{block: "center", behavior: "instant"}});
                 const {{x, y, width, height}} = element.getBoundingClientRect();
@@ -187,9 +193,16 @@ class Page:
                 before = y;
             }}
         }})()"""
-        x, y = self.evaluate(script)
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.mouse(kind, x, y)
+        limit = time.monotonic() + 10
+        while time.monotonic() < limit:
+            x, y = self.evaluate(script)
+            self.mouse("mouseMoved", x, y)
+            self.mouse("mousePressed", x, y)
+            if self.evaluate("window.pressed"):
+                self.mouse("mouseReleased", x, y)
+                return
+            self.mouse("mouseReleased", -1, -1)
+        raise TimeoutError(f"{selector}: something lies over it")
 
     def mouse(self, kind: str, x: float, y: float) -> None:
         """Moves, presses or releases the mouse."""

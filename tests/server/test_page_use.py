@@ -101,6 +101,19 @@ def test_it_fits_and_can_be_read(server, visit, width, dark):
         page.wait("!document.querySelector('#problem').hidden")
 
 
+def test_a_press_that_hits_something_else_is_made_again(server, visit):
+    """Of the tests' own mouse: a page that scrolls on has another element there for a moment."""
+    page = visit(server)
+    page.evaluate("""(() => {
+        const cover = document.createElement("div");
+        cover.style.cssText = "position: fixed; inset: 0; z-index: 9";
+        cover.onmousedown = () => cover.remove();
+        document.body.append(cover);
+    })()""")
+    make(page, n=1)
+    page.wait(DONE)
+
+
 def test_everything_is_reached_by_keyboard(server, visit):
     page = visit(server)
     give(page)
