@@ -30,16 +30,18 @@ _wanted="$(cd "$_root" && cat requirements/*.txt setup.py $(git ls-files csrc 2>
 _stamp="$_root/.venv/installed-$_set"
 if [ ! -f "$_stamp" ] || [ "$(cat "$_stamp")" != "$_wanted" ]; then
     echo "installing requirements/$_set.txt and building the C++ extension into .venv"
-    python -m pip install --quiet --disable-pip-version-check -r "$_root/requirements/$_set.txt" || exit 1
-    python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e "$_root" || exit 1
+    # Python compiles what is imported, which is a small part of it.
+    _pip() { python -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
+    _pip -r "$_root/requirements/$_set.txt" || exit 1
+    _pip --no-build-isolation --no-deps -e "$_root" || exit 1
     if [ "$_set" != cpu ]; then
-        python -m pip install --quiet --disable-pip-version-check --no-deps \
-            -r "$_root/requirements/evaluation.txt" || exit 1
+        _pip --no-deps -r "$_root/requirements/evaluation.txt" || exit 1
         # What tests read and do not import; without it they say so and are skipped.
-        python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+        _pip --no-deps --upgrade \
             --target "$_root/.venv/transformer_engine" -r "$_root/requirements/transformer_engine.txt" ||
             echo "warning: Transformer Engine's source could not be installed"
     fi
     echo "$_wanted" > "$_stamp"
 fi
 unset _root _set _python _wanted _stamp
+unset -f _pip

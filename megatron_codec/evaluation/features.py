@@ -150,13 +150,20 @@ class EfficientNetLite0:
 
 
 def features_of(
-    pictures: np.ndarray, extractor: Extractor, progress: Callable[[int], object], batch_size: int = 32
+    pictures: np.ndarray,
+    extractor: Extractor,
+    progress: Callable[[int], object],
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """float32 [n, d] of uint8 [n, height, width, 3], a batch at a time.
 
     Args:
         progress: called with the number of pictures just done.
+        batch_size: by default 64 on a GPU and 4 on a CPU, whose caches hold no more: 32 at a time take 1.9
+            times as long there (EfficientNet-Lite0, one thread).
     """
+    if batch_size is None:
+        batch_size = 64 if _device().type == "cuda" else 4
     parts = []
     for start in range(0, len(pictures), batch_size):
         parts.append(extractor(pictures[start : start + batch_size]).astype(np.float32))

@@ -29,14 +29,14 @@ LAYOUTS = {
     "PP=2 interleaved": (2, VP),
     "CP=2": (2, CP),
     "TP=2, MLP and norms recomputed": (2, [*TP, *SELECTIVE]),
-    "TP=2, DP=2": (4, TP),
     "TP=2, PP=2 interleaved, sequence parallel": (4, [*TP, *VP, "--sequence-parallel"]),
     "PP=2 interleaved, DP=2, overlapped": (4, [*VP, *OVERLAP]),
-    "CP=2, PP=2": (4, [*CP, *PP]),
     "CP=2, TP=2, sequence parallel": (4, [*CP, *TP, "--sequence-parallel"]),
 }
 # Four processes on two cores take ten seconds a layout.
 SLOW_LAYOUTS = {
+    "TP=2, DP=2": (4, TP),
+    "CP=2, PP=2": (4, [*CP, *PP]),
     "TP=2, PP=2": (4, [*TP, *PP]),
     "TP=4, sequence parallel": (4, ["--tensor-model-parallel-size", "4", "--sequence-parallel"]),
     "PP=4": (4, ["--pipeline-model-parallel-size", "4"]),

@@ -244,6 +244,7 @@ def test_two_processes_serve_and_leave_when_one_dies(trained, alone, tmp_path):
         assert process.wait(30) == 1, printed()
 
 
+@pytest.mark.slow
 def test_all_processes_leave_after_sigterm(trained, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     flags = ["--pipeline-model-parallel-size", "2"]

@@ -204,11 +204,13 @@ def test_memory_of_two_processes():
         "--pipeline-model-parallel-size 2 --global-batch-size 4",
         "--global-batch-size 2",
     )
+    pairs = [(layout, "--bf16") for layout in layouts]
+    pairs += [(layouts[1], "--no-bf16"), (layouts[2], "--no-bf16")]
+    pairs += [(layouts[1], "--bf16 --recompute-granularity full")]
     command_lines = [
         # A wide MLP, because gloo's threads at times hold a tensor of the width for a moment longer.
         [*SHAPE, "--ffn-hidden-size", "768", *layout.split(), *precision.split()]
-        for layout in layouts
-        for precision in ("--bf16", "--no-bf16", "--bf16 --recompute-granularity full")
+        for layout, precision in pairs
     ]
     for measured in launch("tests.unit.test_estimate_steps:measure", 2, command_lines=command_lines):
         for command_line, values in zip(command_lines, measured, strict=True):
@@ -242,9 +244,7 @@ def test_memory_of_two_processes_under_context_parallelism_virtual_stages_and_re
         "--context-parallel-size 2 --bf16 --recompute-granularity selective",
         "--context-parallel-size 2 --bf16 --micro-batch-size 2 --global-batch-size 2",
         f"{interleaved} --bf16 --global-batch-size 2",
-        f"{interleaved} --bf16 --global-batch-size 4",
         f"{interleaved} --no-bf16 --global-batch-size 8",
-        f"{interleaved} --bf16 --global-batch-size 8 --num-layers 8",
         f"{interleaved} --bf16 --global-batch-size 4 --recompute-granularity selective "
         "--recompute-modules mlp",
         "--tensor-model-parallel-size 2 --sequence-parallel --bf16 --recompute-granularity selective "

@@ -87,7 +87,7 @@ def test_damaged_scans_fail_at_the_byte_of_the_oracle(sampling):
     for number, picture in enumerate(photo_crops(8, 32)):
         options = [{}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 2}, {"optimize": True}]
         layout, scan = split(save(picture, sampling, 20, **options[number % 4]))
-        for _ in range(15):
+        for _ in range(8):
             damaged = bytearray(scan)
             for _ in range(rng.randint(1, 2)):
                 place = rng.randrange(len(damaged))

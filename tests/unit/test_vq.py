@@ -25,7 +25,7 @@ from tests.data_sources import photo_crops, write_photo_folder
 
 ROOT = Path(__file__).parents[2]
 PICTURES = np.stack([np.asarray(crop) for crop in photo_crops(60, 16)])
-SHORT = VqTraining(num_codes=32, steps=120, batch_size=8, code_channels=8, lr=2e-3)
+SHORT = VqTraining(num_codes=32, steps=60, batch_size=8, code_channels=8, lr=2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_run_that_was_stopped_takes_the_same_steps(folder, tmp_path, monkeypat
         raise Stopped
 
     save = vq_vae._State.save
-    monkeypatch.setattr(vq_vae, "SAVE_EVERY", 100)
+    monkeypatch.setattr(vq_vae, "SAVE_EVERY", 50)
     monkeypatch.setattr(vq_vae._State, "save", saved_and_stopped)
     with pytest.raises(Stopped):
         train_vq(PICTURES, SHORT, tmp_path / "network", progress=False)
@@ -147,7 +147,7 @@ def test_a_stopped_run_that_did_not_say_its_pixels_goes_on(tmp_path):
 def test_a_network_says_what_it_was_trained_on(folder, tmp_path):
     wanted = decides(SHORT, PICTURES)
     assert json.loads((folder / RECORD).read_text()) == wanted and is_trained(folder, wanted)
-    with pytest.raises(UserError, match=r"with --num-codes 32 \(now 64\), --steps 120 \(now 9\); give"):
+    with pytest.raises(UserError, match=r"with --num-codes 32 \(now 64\), --steps 60 \(now 9\); give"):
         is_trained(folder, asdict(replace(SHORT, num_codes=64, steps=9)))
     with pytest.raises(UserError, match=r"trained with --input's pixels, SHA-256 \w{12} \(now \w{12}\)"):
         is_trained(folder, decides(SHORT, 255 - PICTURES))
