@@ -3,6 +3,7 @@
 
 #include "packed_linear.hpp"
 #include "paged_attention.hpp"
+#include "row_attention.hpp"
 
 namespace py = pybind11;
 
@@ -53,6 +54,20 @@ void bind_inference(py::module_& module) {
       },
       py::call_guard<py::gil_scoped_release>(),
       "Attention over pieces of the cache; csrc/paged_attention.hpp.");
+  module.def(
+      "row_attention",
+      [](const Team& team, const PagedShape& shape, long tokens, bool wide, Address query, Address positions,
+         Address keys, Address values, long blocks, const Pieces& pieces, Address output) {
+        const auto* places = at<std::int64_t>(positions);
+        if (wide)
+          row_attention<float>(team, shape, tokens, at<float>(query), places,
+                               {at<float>(keys), at<float>(values), blocks}, pieces, at<float>(output));
+        else
+          row_attention<std::uint16_t>(team, shape, tokens, at(query), places,
+                                       {at(keys), at(values), blocks}, pieces, at(output));
+      },
+      py::call_guard<py::gil_scoped_release>(),
+      "The same on any processor, for rows that decode; csrc/row_attention.hpp.");
   module.def(
       "int8_linear",
       [](const Team& team, long rows, long out, long in, Address x, Address packed, Address scales,

@@ -74,6 +74,19 @@ def paged_attention(
     pieces: Pieces,
     output: int,
 ) -> None: ...
+def row_attention(
+    team: Team,
+    shape: PagedShape,
+    tokens: int,
+    wide: bool,
+    query: int,
+    positions: int,
+    keys: int,
+    values: int,
+    blocks: int,
+    pieces: Pieces,
+    output: int,
+) -> None: ...
 def int8_linear(team: Team, rows: int, out: int, width: int, *addresses: int) -> None: ...
 def bf16_linear(team: Team, rows: int, out: int, width: int, *addresses: int) -> None: ...
 

@@ -1,9 +1,9 @@
 """Attention of a step's rows over the blocks of the key-value cache.
 
 Keys are stored rotated, so that a step rotates its own tokens and no earlier one is touched again. On a CPU
-with AMX, in bf16, the kernels of csrc/ read the blocks where they lie (`kernels.py`); on a GPU those of
-`gpu_kernels.py` do so for rows that decode. Everywhere else torch gathers them first. Which of them computes
-is decided once; tests hold all against the whole model.
+with AMX, in bf16, the kernels of csrc/ read the blocks where they lie (`kernels.py`); for rows that decode
+others do so on any CPU, and those of `gpu_kernels.py` on a GPU. Everywhere else torch gathers them first.
+Which of them computes is decided once; tests hold all against the whole model.
 
 Shapes: t rows, n heads, g key-value groups, q = n / g queries of each, d head width, k keys.
 """
@@ -56,9 +56,7 @@ class PagedAttention:
             torch.from_numpy(numbers).to(self.device) for numbers in (step.positions, step.slots)
         )
         if self.fused:
-            index = PieceIndex.of(step.pieces)
-            arrays = {f.name: torch.from_numpy(getattr(index, f.name)) for f in fields(index)}
-            self.pieces = kernels.PieceArrays(**arrays, num_pieces=len(step.pieces))
+            self.pieces = _arrays(step.pieces)
         elif self.on_gpu:
             decoding = len(step.tables)
             width = max(map(len, step.tables), default=0)
@@ -68,7 +66,8 @@ class PagedAttention:
             of_prompts = [piece for piece in step.pieces if piece.rows[0] >= decoding]
             self.gathered = _Gathered(of_prompts, self.positions) if of_prompts else None
         else:
-            self.gathered = _Gathered(step.pieces, self.positions)
+            in_place = kernels.fits_rows(self.cos, self.width)
+            self.gathered = _Gathered(step.pieces, self.positions, in_place)
             self.turns = tuple(table[self.positions][:, None, None] for table in (self.cos, self.sin))
 
     def begin_decoding(self, positions: Tensor, slots: Tensor, tables: Tensor) -> None:
@@ -102,7 +101,7 @@ class PagedAttention:
         values[blocks, :, offsets] = together[:, :, -1]
         query = Rotate.apply(together[:, :, :-2], *self.turns)
         assert self.gathered is not None
-        return self.gathered.attend(query, keys, values, self.scale, torch.empty_like(query)).flatten(1)
+        return self.gathered.attend(query, keys, values, self.scale, query.new_empty(query.shape)).flatten(1)
 
     def _on_gpu(self, together: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         from megatron_codec.inference import gpu_kernels  # which imports Triton
@@ -110,7 +109,7 @@ class PagedAttention:
         query = gpu_kernels.rotate_and_store(
             together, self.cos, self.sin, self.positions, self.slots, keys, values
         )
-        result, decoding = torch.empty_like(query), len(self.tables)
+        result, decoding = query.new_empty(query.shape), len(self.tables)
         if decoding:
             gpu_kernels.attend(
                 query[:decoding], keys, values, self.positions, self.tables, self.scale, result
@@ -120,16 +119,27 @@ class PagedAttention:
         return result
 
 
+def _arrays(pieces: list[Piece]) -> kernels.PieceArrays:
+    """As the kernels of csrc/ take them."""
+    index = PieceIndex.of(pieces)
+    arrays = {f.name: torch.from_numpy(getattr(index, f.name)) for f in fields(index)}
+    return kernels.PieceArrays(**arrays, num_pieces=len(pieces))
+
+
 class _Gathered:
     """Attention by torch's own operators, on keys that are gathered from their blocks.
 
     Parts of prompts see one piece each and go through torch's fused attention. Rows that decode may see
     several; their pieces are computed apart, those of one row all together, and merged.
+
+    Args:
+        in_place: the rows that decode go through `kernels.row_attention`, which gathers nothing.
     """
 
-    def __init__(self, pieces: list[Piece], positions: Tensor):
+    def __init__(self, pieces: list[Piece], positions: Tensor, in_place: bool = False):
         device = positions.device
         self.positions = positions
+        self.in_place: kernels.PieceArrays | None = None
         times = np.bincount(np.fromiter((row for p in pieces for row in p.rows), np.int64))
         self.prompts, self.shared, single = [], [], []
         for piece in pieces:
@@ -139,7 +149,11 @@ class _Gathered:
             rows, blocks = (torch.tensor(numbers, device=device) for numbers in (piece.rows, piece.blocks))
             kind = self.prompts if times[piece.rows[0]] == 1 else self.shared
             kind.append((piece.start, piece.length, rows, blocks))
-        if single:
+        self.has_single = bool(single)
+        if single and in_place:
+            decoding = [p for p in pieces if len(p.rows) == 1 or times[p.rows[0]] > 1]
+            self.in_place = _arrays(decoding)
+        elif single:
             longest = max(len(piece.blocks) for piece in single)
             # What lies in the blocks of the padding is masked.
             table = [piece.blocks + piece.blocks[:1] * (longest - len(piece.blocks)) for piece in single]
@@ -147,7 +161,6 @@ class _Gathered:
             self.single_rows = torch.tensor([piece.rows[0] for piece in single], device=device)
             lengths = torch.tensor([piece.length for piece in single], device=device)
             self.single_mask = torch.arange(longest * BLOCK, device=device) < lengths[:, None]
-        self.has_single = bool(single)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, result: Tensor) -> Tensor:
         """Writes the rows of its pieces to `result`, [t, g, q, d], of rotated queries of that shape."""
@@ -164,7 +177,10 @@ class _Gathered:
                 enable_gqa=True,
             )
             result[rows] = out.permute(2, 0, 1, 3)
-        if self.has_single:
+        if self.in_place is not None:
+            heads, each = (x.flatten(1, 2) for x in (query, result))  # [t, n, d]; the second is a view
+            kernels.row_attention(heads, self.positions, keys, values, self.in_place, scale, each)
+        elif self.has_single:
             self._decode(query, keys, values, scale, result)
         return result
 

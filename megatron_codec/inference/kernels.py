@@ -1,11 +1,12 @@
-"""Attention over the paged key-value cache in bf16 on a CPU with AMX, by the kernels of csrc/.
+"""Attention over the paged key-value cache on a CPU, by the kernels of csrc/: in bf16 with AMX, and for rows
+that decode on any processor (`row_attention`).
 
 Results do not depend on the number of threads, and those of a row not on the other rows of a call. Tensors
 are contiguous and on the CPU. The functions run in every layer of every decoding step, and check no more
 than types and shapes.
 
 Shapes: T tokens of a forward pass ("rows"), n heads of this tensor-parallel rank, g key-value groups, d head
-width, B tokens of a block. A pool is bf16 [blocks, g, B, d].
+width, B tokens of a block. A pool is [blocks, g, B, d], bf16 where nothing else is said.
 """
 
 from dataclasses import dataclass, field
@@ -148,22 +149,12 @@ def paged_attention(
     Raises:
         ValueError: where a tensor is not as said above, or a piece names rows or blocks that are not there.
     """
-    t, n, d = query.shape
     if output is None:
         output = torch.empty_like(query)
-    blocks, g, block, width = keys.shape
-    good = (
-        _at_hand(query, keys, values, output, positions)
-        and query.dtype == keys.dtype == values.dtype == output.dtype == torch.bfloat16
-        and positions.dtype == torch.int64
-        and width == d
-        and n % g == 0
-        and values.shape == keys.shape
-        and output.shape == query.shape
-        and len(positions) == t
-    )
-    if not good:
+    if query.dtype != torch.bfloat16:
         raise _mistake(query, positions, keys, values, output)
+    _check_attention(query, positions, keys, values, output)
+    (t, n, d), (blocks, g, block, _) = query.shape, keys.shape
     _csrc.paged_attention(
         team(),
         _csrc.PagedShape(n, g, block, d, scale),
@@ -173,6 +164,60 @@ def paged_attention(
         output.data_ptr(),
     )
     return output
+
+
+def fits_rows(x: Tensor, width: int) -> bool:
+    """Whether `row_attention` takes tensors like `x` and heads of that width."""
+    return x.dtype in (torch.bfloat16, torch.float32) and x.device.type == "cpu" and width % 8 == 0
+
+
+def row_attention(
+    query: Tensor,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    pieces: PieceArrays,
+    scale: float,
+    output: Tensor,
+) -> None:
+    """`paged_attention` on any processor, in bf16 or fp32 and for any width that is a multiple of 8.
+
+    Meant for rows that decode: keys that many rows share are read once for each. Products and sums are in
+    fp32. Rows of no piece stay as they are in `output`.
+
+    Raises:
+        ValueError: as `paged_attention`.
+    """
+    if not fits_rows(query, query.shape[-1]):
+        raise _mistake(query, positions, keys, values, output)
+    _check_attention(query, positions, keys, values, output)
+    (t, n, d), (blocks, g, block, _) = query.shape, keys.shape
+    _csrc.row_attention(
+        team(),
+        _csrc.PagedShape(n, g, block, d, scale),
+        t,
+        query.dtype == torch.float32,
+        *(query.data_ptr(), positions.data_ptr(), keys.data_ptr(), values.data_ptr(), blocks),
+        pieces.pieces,
+        output.data_ptr(),
+    )
+
+
+def _check_attention(query: Tensor, positions: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
+    """Raises ValueError where types and shapes do not go together."""
+    (t, n, d), (_, g, _, width) = query.shape, keys.shape
+    good = (
+        _at_hand(query, keys, values, output, positions)
+        and query.dtype == keys.dtype == values.dtype == output.dtype
+        and positions.dtype == torch.int64
+        and width == d
+        and n % g == 0
+        and values.shape == keys.shape
+        and output.shape == query.shape
+        and len(positions) == t
+    )
+    if not good:
+        raise _mistake(query, positions, keys, values, output)
 
 
 def _at_hand(*tensors: Tensor) -> bool:
