@@ -26,7 +26,7 @@ done
 tests=(test_bpe.py test_tokenizer.py)
 # libgomp is not built with the thread sanitizer, which so sees none of its barriers and calls every loop a race.
 if [ "$sanitizers" != thread ]; then
-  tests+=(test_kernels.py test_paged_attention.py test_packed_linear.py)
+  tests+=(test_kernels.py test_paged_attention.py test_row_attention.py test_packed_linear.py)
   tests+=(test_jpeg_scan.py test_jpeg_format.py test_jpeg_grammar.py test_jpeg_fuzz.py)
 fi
 cd "$build/lib"
