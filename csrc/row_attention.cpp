@@ -114,7 +114,7 @@ ALWAYS_INLINE void attend(const Call<T>& call, long row, long head, Scratch& scr
   for (long i = 0; i < width; ++i) narrow(sums[i] * inverse, call.output + place + i);
 }
 
-// Heads after heads: rows that share a piece find it in the cache.
+// Heads after heads: rows that share a piece find it in the processor's cache.
 template <typename T, typename Next>
 ALWAYS_INLINE void work(const Call<T>& call, Next next, Scratch& scratch) {
   const long rows = static_cast<long>(call.rows.size());

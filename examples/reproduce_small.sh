@@ -48,8 +48,11 @@ if [ "${STAGES[*]}" != report ]; then
     if [ -d "$RUN/models" ] && [ ! -f "$RUN/settings" ]; then
         echo "error: $RUN has models, and no file 'settings' that says how they were made: give another RUN" >&2
         exit 2
-    elif [ -f "$RUN/settings" ] && [ "$(cat "$RUN/settings")" != "$settings" ]; then
-        echo "error: $RUN was made with $(cat "$RUN/settings"), not with $settings: give these, or another RUN" >&2
+    fi
+    before="$(cat "$RUN/settings" 2>/dev/null || echo "$settings")"
+    [[ "$before" == DATASET=* ]] || before="DATASET=fashion-mnist $before" # of before there was another
+    if [ "$before" != "$settings" ]; then
+        echo "error: $RUN was made with $before, not with $settings: give these, or another RUN" >&2
         exit 2
     fi
     mkdir -p "$RUN"

@@ -109,7 +109,7 @@ class PagedAttention:
         query = gpu_kernels.rotate_and_store(
             together, self.cos, self.sin, self.positions, self.slots, keys, values
         )
-        result, decoding = query.new_empty(query.shape), len(self.tables)
+        result, decoding = torch.empty_like(query), len(self.tables)
         if decoding:
             gpu_kernels.attend(
                 query[:decoding], keys, values, self.positions, self.tables, self.scale, result

@@ -153,16 +153,8 @@ def paged_attention(
         output = torch.empty_like(query)
     if query.dtype != torch.bfloat16:
         raise _mistake(query, positions, keys, values, output)
-    _check_attention(query, positions, keys, values, output)
-    (t, n, d), (blocks, g, block, _) = query.shape, keys.shape
-    _csrc.paged_attention(
-        team(),
-        _csrc.PagedShape(n, g, block, d, scale),
-        t,
-        *(query.data_ptr(), positions.data_ptr(), keys.data_ptr(), values.data_ptr(), blocks),
-        pieces.pieces,
-        output.data_ptr(),
-    )
+    shape, places = _attention(query, positions, keys, values, scale, output)
+    _csrc.paged_attention(team(), *shape, *places, pieces.pieces, output.data_ptr())
     return output
 
 
@@ -190,22 +182,21 @@ def row_attention(
     """
     if not fits_rows(query, query.shape[-1]):
         raise _mistake(query, positions, keys, values, output)
-    _check_attention(query, positions, keys, values, output)
-    (t, n, d), (blocks, g, block, _) = query.shape, keys.shape
+    shape, places = _attention(query, positions, keys, values, scale, output)
     _csrc.row_attention(
-        team(),
-        _csrc.PagedShape(n, g, block, d, scale),
-        t,
-        query.dtype == torch.float32,
-        *(query.data_ptr(), positions.data_ptr(), keys.data_ptr(), values.data_ptr(), blocks),
-        pieces.pieces,
-        output.data_ptr(),
+        team(), *shape, query.dtype == torch.float32, *places, pieces.pieces, output.data_ptr()
     )
 
 
-def _check_attention(query: Tensor, positions: Tensor, keys: Tensor, values: Tensor, output: Tensor) -> None:
-    """Raises ValueError where types and shapes do not go together."""
-    (t, n, d), (_, g, _, width) = query.shape, keys.shape
+def _attention(
+    query: Tensor, positions: Tensor, keys: Tensor, values: Tensor, scale: float, output: Tensor
+) -> tuple[tuple[_csrc.PagedShape, int], tuple[int, int, int, int, int]]:
+    """The shape of a call and its rows; its addresses and the blocks of the pools.
+
+    Raises:
+        ValueError: where types and shapes do not go together.
+    """
+    (t, n, d), (blocks, g, block, width) = query.shape, keys.shape
     good = (
         _at_hand(query, keys, values, output, positions)
         and query.dtype == keys.dtype == values.dtype == output.dtype
@@ -218,6 +209,8 @@ def _check_attention(query: Tensor, positions: Tensor, keys: Tensor, values: Ten
     )
     if not good:
         raise _mistake(query, positions, keys, values, output)
+    addresses = query.data_ptr(), positions.data_ptr(), keys.data_ptr(), values.data_ptr()
+    return (_csrc.PagedShape(n, g, block, d, scale), t), (*addresses, blocks)
 
 
 def _at_hand(*tensors: Tensor) -> bool:

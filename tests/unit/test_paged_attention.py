@@ -25,7 +25,7 @@ from tests.paged import (
     shared,
     together,
     torch_kernel,
-)  # fmt: skip
+)
 
 needs_amx = pytest.mark.skipif(not _csrc.has_amx(), reason="this processor has no AMX")
 

@@ -15,6 +15,7 @@ from megatron_codec.evaluation.reproduction import write_reproduction
 from megatron_codec.evaluation.reproduction_results import Stage, answer
 
 ROOT = Path(__file__).resolve().parents[2]
+LLAMA = "LAYERS=8 WIDTH=128 HEADS=2 LR=3e-3 ROTARY_BASE=500"
 DISTANCES = {  # (mean, deviation) from nothing and at 0.5
     "model (jpeg), top-k 40, top-p 0.9": ((60, 1), (30, 1)),
     "model (vq), top-k 40, top-p 0.9": ((100, 1), (32, 2)),
@@ -134,9 +135,7 @@ def script(run, *stages, **variables):
 def test_the_script_refuses_to_go_on_with_models_of_other_settings(run):
     done = script(run, "compare")
     assert done.returncode == 2 and "has models, and no file 'settings'" in done.stderr
-    (run / "settings").write_text(
-        "DATASET=fashion-mnist LAYERS=8 WIDTH=128 HEADS=2 LR=3e-3 ROTARY_BASE=500 FLOPS=1e13\n"
-    )
+    (run / "settings").write_text(f"DATASET=fashion-mnist {LLAMA} FLOPS=1e13\n")
     done = script(run, "compare", FLOPS="2e13")
     assert done.returncode == 2 and "FLOPS=1e13, not with" in done.stderr and "FLOPS=2e13" in done.stderr
     done = script(run, "compare", FLOPS="1e13", LR="1e-3")
@@ -145,6 +144,9 @@ def test_the_script_refuses_to_go_on_with_models_of_other_settings(run):
     assert done.returncode == 2 and "with DATASET=photos" in done.stderr
     done = script(run, "compare", DATASET="photo")
     assert done.returncode == 2 and "DATASET=photo: is not known" in done.stderr
+    (run / "settings").write_text(f"{LLAMA} FLOPS=1e13\n")  # as before there was a second dataset
+    done = script(run, "compare", FLOPS="1e13", DATASET="photos")
+    assert done.returncode == 2 and "was made with DATASET=fashion-mnist LAYERS=8" in done.stderr
     done = script(run, "campare")
     assert done.returncode == 2 and "campare: is not known" in done.stderr
 

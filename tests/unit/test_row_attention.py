@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_codec.inference import attention, kernels
+from megatron_codec.inference import kernels
 from megatron_codec.inference.attention import _Gathered
 from megatron_codec.inference.kernels import fits_rows, row_attention
 from megatron_codec.inference.step import Piece as StepPiece
@@ -22,7 +22,7 @@ from tests.paged import (
     shared,
     together,
     torch_kernel,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 64), (6, 2, 128), (4, 1, 40)], ids=str)
@@ -94,7 +94,6 @@ def test_what_does_not_go_together_is_refused():
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)], ids=str)
 def test_it_stands_in_for_what_is_gathered(dtype, heads, monkeypatch):
     """Rows that decode, some of one prompt, beside parts of prompts: as a GPU without Triton has them."""
-    monkeypatch.setattr(attention, "BLOCK", 32)
     call = call_of(together(decode(90, 300), shared(64, 3, 40), prefill(200, 33)), *heads, 64)
     n, g = heads
     query, keys, values = (x.to(dtype).nan_to_num() for x in (call.query, call.keys, call.values))
