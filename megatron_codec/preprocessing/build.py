@@ -17,7 +17,7 @@ from megatron_codec.data import Manifest
 from megatron_codec.errors import UserError
 from megatron_codec.preprocessing.encoder import Encoder
 from megatron_codec.preprocessing.journal import ShardFiles, ShardJournal
-from megatron_codec.preprocessing.plan import Plan, check_output, input_lists
+from megatron_codec.preprocessing.plan import Plan, check_output, finished_before, input_lists
 from megatron_codec.preprocessing.progress import Progress
 from megatron_codec.preprocessing.skipping import SkipLimit, Skipped
 from megatron_codec.preprocessing.sources import Item, Selection, Source, Subset, open_inputs
@@ -102,6 +102,10 @@ def build_dataset(
         raise UserError(f"--workers {workers}", "must be at least 1")
     if not 0 <= number < tasks:
         raise UserError(f"--shard {number}/{tasks}", "must be I/N with I from 0 to N - 1")
+    codec, versions = encoder.codec.to_dict(), library_versions() | encoder.versions()
+    settings = selection.to_dict() | encoder.settings()
+    if manifest := finished_before(prefix, codec, tokenizer, settings, versions):
+        return manifest
     check_output(prefix)
 
     with input_lists(prefix, f"{number}-of-{tasks}") as lists:
@@ -111,10 +115,10 @@ def build_dataset(
         plan = Plan(
             prefix,
             workers * tasks,
-            encoder.codec.to_dict(),
+            codec,
             tokenizer,
-            selection.to_dict() | encoder.settings(),
-            library_versions() | encoder.versions(),
+            settings,
+            versions,
             source.digest,
             encoder.things,
         )

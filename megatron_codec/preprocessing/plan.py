@@ -140,6 +140,26 @@ def partial_folder(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.partial")
 
 
+def finished_before(
+    prefix: Path,
+    codec: dict[str, Any],
+    tokenizer: Tokenizer,
+    source: dict[str, Any],
+    versions: dict[str, str],
+) -> Manifest | None:
+    """The manifest of a run with these settings that was killed when all was written and only PREFIX.partial
+    was still to be removed, which is done now. None if there was none."""
+    path, folder = Path(f"{prefix}.json"), partial_folder(prefix)
+    if not (path.exists() and folder.is_dir()):
+        return None
+    manifest = Manifest.load(path)
+    wanted = json.loads(json.dumps([codec, tokenizer.to_dict(), source, versions]))
+    if [manifest.codec, manifest.tokenizer, manifest.source, manifest.versions] != wanted:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
 def check_output(prefix: Path) -> None:
     """Raises UserError, before any work, where the dataset cannot be written."""
     if prefix.is_dir():

@@ -98,7 +98,7 @@ def test_killed_at_random_moments(inputs, tokenizer, whole, tmp_path, workers):
     run(inputs, tokenizer, tmp_path / "straight" / "p", "--workers", workers)
     random.seed(workers)
     kills = resumed = 0
-    while not (tmp_path / "killed" / "p.json").exists():
+    while not (tmp_path / "killed" / "p.json").exists() or (tmp_path / "killed" / "p.partial").exists():
         process = subprocess.Popen(
             command(inputs, tokenizer, tmp_path / "killed" / "p", "--workers", workers),
             stdout=subprocess.DEVNULL,
@@ -317,6 +317,22 @@ def test_killed_between_the_last_renames(tmp_path):
     files.done.unlink()
     write_journal(tmp_path, files, steps)
     assert files.finished() == expected and (tmp_path / "p.bin").read_bytes() == content
+
+
+def test_killed_when_only_its_folder_is_left(inputs, tokenizer, tmp_path, monkeypatch):
+    """Then the same settings end well, and others are told that there is a dataset."""
+    prefix, photos, kept = tmp_path / "p", [inputs / "photos"], Tokenizer.load(tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_codec.preprocessing.plan.Plan.remove", lambda _: None)
+        manifest = build_dataset(prefix, photos, ENCODER, kept, limit=20, progress=False)
+    before = {path: path.read_bytes() for path in tmp_path.glob("p.*") if path.is_file()}
+    with pytest.raises(UserError, match="exists already"):
+        build_dataset(prefix, photos, ENCODER, kept, limit=21, progress=False)
+    assert (tmp_path / "p.partial").is_dir()
+    assert build_dataset(prefix, photos, ENCODER, kept, limit=20, progress=False) == manifest
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(UserError, match="exists already"):
+        build_dataset(prefix, photos, ENCODER, kept, limit=20, progress=False)
 
 
 def test_killed_while_it_names_its_files(tmp_path, monkeypatch):
