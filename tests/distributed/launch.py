@@ -11,27 +11,22 @@ multiprocessing's fork server. CUDA does not live through a fork.
 
 import contextlib
 import json
-import multiprocessing.forkserver
 import os
 import pkgutil
 import random
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
-from unittest import mock
 
 from megatron_codec.files import write_json
+from tests import forks
+from tests.forks import ROOT, Fork, redirect
 
-ROOT = Path(__file__).resolve().parents[2]
-# What the fork server imports: most functions, and what optimizers and checkpoints import when they are made.
-_IMPORTED = ["tests.distributed.jobs", "torch._dynamo", "megatron.core.dist_checkpointing.serialization"]
 ALONE = {"tests.distributed.te_jobs"}  # has to do something before Megatron-Core is imported
 _OUTPUT_SHOWN = 6000  # characters of a failed rank's output
 
@@ -91,8 +86,7 @@ def running(
     processes = []
     try:
         for rank, command in enumerate(commands):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(commands))}
-            variables = os.environ | own | shared
+            variables = os.environ | _place(rank, len(commands)) | shared
             with open(folder / f"output-{rank}.txt", "wb") as output:
                 processes.append(
                     subprocess.Popen(
@@ -108,8 +102,30 @@ def running(
         yield processes
     finally:
         for process in processes:
-            _end_session(process.pid)
+            forks.end_session(process.pid)
             process.wait()
+
+
+@contextlib.contextmanager
+def running_tool(
+    name: str, arguments: Sequence[object], world_size: int, folder: Path
+) -> Iterator[list[Fork]]:
+    """`running` for tools/NAME.py in so many processes, without its imports."""
+    shared = _shared_variables()
+    processes = []
+    try:
+        for rank in range(world_size):
+            place = _place(rank, world_size) | shared
+            output = folder / f"output-{rank}.txt"
+            processes.append(forks.start_tool(name, arguments, output, environment=place))
+        yield processes
+    finally:
+        for process in processes:
+            process.end()
+
+
+def _place(rank: int, world_size: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
 
 
 def _free_port() -> int:
@@ -132,56 +148,27 @@ def _shared_variables() -> dict[str, str]:
     }
 
 
-def _end_session(leader: int) -> None:
-    """Ends a process and what it started, its forks among them."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-
-
 class Polled(Protocol):
     """A process that can be asked for its exit status, None while it runs."""
 
     def poll(self) -> int | None: ...
 
 
-class _Forked:
-    """A process of the fork server, asked as a `subprocess.Popen` is."""
-
-    def __init__(self, process: BaseProcess):
-        self._process = process
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-
 @contextlib.contextmanager
-def _forked(function: str, folder: Path, ranks: Sequence[str]) -> Iterator[list[_Forked]]:
+def _forked(function: str, folder: Path, ranks: Sequence[str]) -> Iterator[list[Fork]]:
     """Calls the function in forks of a process that has imported, kept for the next time."""
-    context = multiprocessing.get_context("forkserver")
-    variables = _shared_variables()
-    with mock.patch.dict(os.environ, variables):  # the threads of a library are counted when it is loaded
-        context.set_forkserver_preload(_IMPORTED)
-        multiprocessing.forkserver.ensure_running()
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    arguments = (os.environ | variables | alone, function, str(folder), *ranks)
-    process = context.Process(target=_enter, args=arguments, name=function)
-    process.start()
-    assert process.pid is not None
+    process = forks.start(
+        _enter, ROOT, os.environ | _shared_variables() | alone, function, str(folder), *ranks
+    )
     try:
-        yield [_Forked(process)]
+        yield [process]
     finally:
-        _end_session(process.pid)
-        process.kill()  # where it had not come to a session of its own
-        process.join()
+        process.end()
 
 
-def _enter(variables: Mapping[str, str], function: str, folder: str, *ranks: str) -> None:
-    """`_main` in a process of the fork server, as if it had been started with these variables."""
-    os.setsid()
-    os.chdir(ROOT)
-    os.environ.clear()
-    os.environ.update(variables)
-    _redirect(Path(folder) / "output-0.txt")
+def _enter(function: str, folder: str, *ranks: str) -> None:
+    redirect(Path(folder) / "output-0.txt")
     _main(function, folder, *ranks)
 
 
@@ -230,20 +217,14 @@ def _fork(folder: Path, world_size: int) -> int:
     for rank in range(world_size):
         process = os.fork()
         if not process:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-            _redirect(folder / f"output-{rank}.txt")
+            os.environ.update(_place(rank, world_size))
+            redirect(folder / f"output-{rank}.txt")
             return rank
         ranks[process] = rank
     while ranks:
         process, status = os.wait()
         write_json(folder / f"status-{ranks.pop(process)}.json", os.waitstatus_to_exitcode(status))
     sys.exit()
-
-
-def _redirect(file: Path) -> None:
-    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
 
 
 def _main(function: str, folder: str, *ranks: str) -> None:

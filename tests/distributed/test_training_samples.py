@@ -27,7 +27,7 @@ LAYOUTS = {
     # Without an evaluation, nothing but the sampler asks for the weights of the other process.
     "DP=2, overlapped": (2, ["--overlap-grad-reduce", "--overlap-param-gather", "--eval-iters", "0"]),
 }
-NUM_SAMPLES, EVERY, STEPS = 3, 3, 6
+NUM_SAMPLES, EVERY, STEPS = 3, 2, 4
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def runs(corpus, tmp_path_factory):
         for name, (world_size, layout) in LAYOUTS.items():
             if world_size == size:
                 save, log = runs[name]
-                common = [*corpus.flags, "--train-iters", str(STEPS), "--eval-interval", "4", *layout]
+                common = [*corpus.flags, "--train-iters", str(STEPS), "--eval-interval", "3", *layout]
                 lines += [[*common, *flags, "--save", str(save)], [*common, "--metrics-file", str(log)]]
         launch("tests.distributed.jobs:train", size, command_lines=lines)
     return runs

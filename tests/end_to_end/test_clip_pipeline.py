@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -14,6 +12,7 @@ from PIL import Image
 from megatron_codec.codecs import AvcCodec
 from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import real_video
+from tests.forks import run_tool
 
 ROOT = Path(__file__).parents[2]
 CODEC = AvcCodec(frames=6, width=48, height=32)
@@ -23,8 +22,7 @@ MODEL = "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-h
 
 def tool(name: str, *arguments: object) -> str:
     """Runs tools/NAME.py as a user would, and returns what it printed."""
-    command = [sys.executable, ROOT / "tools" / f"{name}.py", *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240)
+    done = run_tool(name, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

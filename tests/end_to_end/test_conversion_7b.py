@@ -23,7 +23,7 @@ from transformers import LlamaConfig
 
 from megatron_codec.codecs import JpegCodec
 from tests.data_sources import photo_crops
-from tests.distributed.launch import ROOT
+from tests.forks import ROOT
 from tests.public_model import LLAMA_TOKENIZER, sentencepiece_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

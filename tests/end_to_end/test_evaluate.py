@@ -7,20 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+from tests.forks import run_tool
+
 ROOT = Path(__file__).parents[2]
 
 
-def command(corpus, trained, *more):
-    arguments = [
+def arguments(corpus, trained, *more):
+    flags = [
         *("--load", trained.folder, "--data", corpus.pictures, "--ratios", 0, 0.5),
         *("--num-samples", 8, "--seeds", 1, "--top-k", 0, 40, *more),
     ]
-    return [sys.executable, ROOT / "tools/evaluate.py", *map(str, arguments)]
+    return list(map(str, flags))
 
 
 def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_path):
     output = tmp_path / "evaluation"  # which it is where nothing else is said
-    running = subprocess.Popen(command(corpus, trained), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    whole = [sys.executable, ROOT / "tools/evaluate.py", *arguments(corpus, trained)]
+    running = subprocess.Popen(whole, cwd=tmp_path, stderr=subprocess.DEVNULL)
     while not list(output.glob("sets/model*/set.json")):
         assert running.poll() is None, "it ended before a set was there"
         time.sleep(0.05)
@@ -29,7 +32,7 @@ def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_p
     before = {path: path.stat().st_mtime_ns for path in output.glob("sets/*/set.json")}
     assert before and not (output / "report.md").exists()
 
-    done = subprocess.run(command(corpus, trained), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = run_tool("evaluate", *arguments(corpus, trained), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     results = json.loads((output / "results.json").read_text())
@@ -47,15 +50,15 @@ def test_a_killed_evaluation_goes_on_and_ends_in_a_report(corpus, trained, tmp_p
     assert "not more than the 1280 features" in text and "warning: 8 pictures" in done.stdout
 
     folder = output / results["rows"][0]["sets"][0]
-    checked = subprocess.run([sys.executable, ROOT / "tools/check_jpeg.py", "--quiet", folder])
+    checked = run_tool("check_jpeg", "--quiet", folder)
     assert checked.returncode == 0
 
 
 def test_a_user_is_told_what_is_wrong_without_a_traceback(corpus, trained, tmp_path):
-    wrong = command(
+    wrong = arguments(
         corpus, trained, "--output", tmp_path / "out", "--inception", "absent.pt", "--neighbours", 8
     )
-    done = subprocess.run(wrong, capture_output=True, text=True, timeout=120)
+    done = run_tool("evaluate", *wrong)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: --num-samples 8: must be at least 9" in done.stderr
     assert "error: --inception absent.pt: there is no such file; get inception-2015-12-05.pt" in done.stderr

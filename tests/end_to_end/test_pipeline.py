@@ -1,8 +1,6 @@
 """The whole way of the data through the tools, as in the quickstart: photos in, pictures and a report out."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from megatron_codec.codecs import JpegCodec
 from megatron_codec.data import CodecDataset
 from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import photo_crops
+from tests.forks import run_tool
 
 ROOT = Path(__file__).parents[2]
 CODEC = ["--image-size", "32", "--remove-head"]
@@ -22,8 +21,7 @@ MODEL = (
 
 def tool(name: str, *arguments: object) -> str:
     """Runs tools/NAME.py as a user would, and returns what it printed."""
-    command = [sys.executable, ROOT / "tools" / f"{name}.py", *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240)
+    done = run_tool(name, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,31 +14,17 @@ import pytest
 from PIL import Image
 
 from megatron_codec.data import write_dataset
-from tests.distributed.launch import ROOT
+from tests.forks import ROOT, run_tool
 from tests.tiny import CODEC, STEPS, make_corpus, read_metrics
 
-pytestmark = pytest.mark.timeout(600)  # all command lines are run before the first test
 TP = ["--tensor-model-parallel-size", "2"]
 
 
-def run_tool(name: str, *arguments: object, world_size: int | None = None) -> subprocess.CompletedProcess:
-    """Runs tools/NAME.py; with a world size, as the first of so many processes."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if world_size:
-        environment |= {
-            "RANK": "0",
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "1",
-        }
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def first_of(world_size: int | None) -> dict[str, str]:
+    """Variables of the first of so many processes."""
+    if world_size is None:
+        return {}
+    return {"RANK": "0", "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 class Mistake(NamedTuple):
@@ -201,23 +186,12 @@ def places(corpus, trained, tmp_path_factory) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def outcomes(places) -> dict[str, subprocess.CompletedProcess]:
-    """All command lines are run, two at a time: most of the time is imports."""
-
-    def run(mistake: Mistake):
-        words = [
-            places["flags"] if w == "{flags}" else [w.format(**places)] for w in mistake.arguments.split()
-        ]
-        return run_tool(mistake.tool, *chain.from_iterable(words), world_size=mistake.world_size)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(MISTAKES, pool.map(run, MISTAKES.values()), strict=True))
-
-
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_with_value_rule_and_remedy(name, places, outcomes):
-    outcome = outcomes[name]
+def test_a_mistake_is_told_with_value_rule_and_remedy(name, places):
+    mistake = MISTAKES[name]
+    words = [places["flags"] if w == "{flags}" else [w.format(**places)] for w in mistake.arguments.split()]
+    variables = first_of(mistake.world_size)
+    outcome = run_tool(mistake.tool, *chain.from_iterable(words), environment=variables)
     assert outcome.returncode == 2, outcome.stderr
     assert "Traceback" not in outcome.stderr
     told = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]

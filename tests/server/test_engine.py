@@ -2,11 +2,9 @@
 
 import base64
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,12 +17,13 @@ from megatron_codec.codecs import JpegCodec
 from megatron_codec.inference import Engine, Sampling
 from megatron_codec.inference.loop import EngineLoop
 from megatron_codec.inference.server.text import to_text
-from tests.distributed.launch import ROOT, running
+from tests.distributed.launch import running, running_tool
+from tests.forks import run_tool
 from tests.server.serving import serving
 from tests.server.soak import soak
 from tests.server.test_operation import until
 
-TOOL = "tools/run_text_generation_server.py"
+TOOL = "run_text_generation_server"
 SETTINGS = {"temperature": 1.1, "top_k": 200, "top_p": 0.97, "n": 2, "max_tokens": 40}
 
 
@@ -196,10 +195,13 @@ def test_a_thousand_clients(server, alone):
 
 
 @contextmanager
-def started(checkpoint, output, *flags, count=1, launcher=(sys.executable,)):
+def started(checkpoint, output, *flags, count=1, launcher=None):
     """A server of `count` processes: these, its address, and what gives all that the first one printed."""
-    command = [*launcher, TOOL, "--load", str(checkpoint), "--port", "0", *flags]
-    with running([command] * count, output) as processes:
+    arguments = ["--load", str(checkpoint), "--port", "0", *flags]
+    by_itself = running_tool(TOOL, arguments, count, output)
+    with (
+        running([[*launcher, f"tools/{TOOL}.py", *arguments]], output) if launcher else by_itself as processes
+    ):
 
         def printed():
             return (output / "output-0.txt").read_text()
@@ -259,13 +261,6 @@ def test_all_processes_leave_after_sigterm(trained, tmp_path):
 
 @pytest.mark.parametrize("flags", [["--load", "nothing"], ["--load", "nothing", "--port", "70000"]])
 def test_mistakes_of_the_command_line(flags):
-    done = subprocess.run(
-        [sys.executable, TOOL, *flags],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_tool(TOOL, *flags)
     assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
     assert "Traceback" not in done.stderr

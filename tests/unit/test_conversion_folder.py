@@ -28,7 +28,8 @@ from megatron_codec.training import checkpoint
 from megatron_codec.training.checkpoint import Description
 from megatron_codec.training.pretrain import pretrain
 from tests.data_sources import photo_crops
-from tests.distributed.launch import ROOT, launch
+from tests.distributed.launch import launch
+from tests.forks import run_tool
 from tests.tiny import CODEC, STEPS
 from tests.unconstrained import Sampling
 from tests.videos import moving, write_video
@@ -162,15 +163,20 @@ def test_training_goes_on_from_weights_only_where_it_is_told_to(corpus, trained,
 
 
 def test_the_tool_prints_proof(trained, corpus, tmp_path):
-    def tool(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, ROOT / "tools/convert_checkpoint.py", *arguments]
-        return subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, env=None, cwd=ROOT, timeout=240
-        )
-
     out = tmp_path / "out"
     check = ["--check", corpus.pictures, "--check-samples", 3]
-    done = tool("--from", "megatron", "--to", "hf", "--load", trained.folder, "--save", out, *check)
+    done = run_tool(
+        "convert_checkpoint",
+        "--from",
+        "megatron",
+        "--to",
+        "hf",
+        "--load",
+        trained.folder,
+        "--save",
+        out,
+        *check,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout
     assert "weights read again: the same sha256" in said

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from megatron_codec.codecs import JpegCodec
 from megatron_codec.conversion import ConvertConfig, convert
 from megatron_codec.errors import UserError, UserErrors
 from tests.data_sources import photo_crops
-from tests.distributed.launch import ROOT
+from tests.forks import run_tool
 from tests.public_model import sentencepiece_model, write_public_model
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -295,8 +293,7 @@ def test_older_buffers_are_ignored(public, tmp_path):
 def test_the_tool_ends_with_status_2_and_one_message(public, tmp_path):
     shutil.copytree(public, tmp_path / "broken")
     first_shard(tmp_path / "broken").unlink()
-    command = [sys.executable, ROOT / "tools/convert_checkpoint.py", "--from", "hf", "--to", "megatron"]
-    command += ["--load", tmp_path / "broken", "--save", tmp_path / "made"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=120)
+    folders = ["--load", tmp_path / "broken", "--save", tmp_path / "made"]
+    done = run_tool("convert_checkpoint", "--from", "hf", "--to", "megatron", *folders)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: --load ") and "shards" in done.stderr

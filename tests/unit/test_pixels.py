@@ -1,7 +1,6 @@
 """The codec of the pixel model, from pictures to samples, beside scikit-learn and plain loops."""
 
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron_codec.preprocessing import palette
 from megatron_codec.preprocessing.palette import cluster, count_colours
 from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import photo_crops, write_photo_folder
+from tests.forks import run_tool
 from tests.llama import NUM_TOKENS, SMALL, small_model
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,7 @@ CODEC = PixelsCodec(16, palette_text(PALETTE))
 
 
 def tool(name: str, *arguments) -> str:
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_tool(name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

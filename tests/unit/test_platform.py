@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_codec import platform
-from tests.distributed.launch import ROOT
+from tests.forks import ROOT
 
 
 def run_python(code: str) -> str:

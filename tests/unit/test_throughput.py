@@ -12,7 +12,7 @@ from megatron_codec.config import ParallelConfig
 from megatron_codec.estimate import GPUS, peak_tflops
 from megatron_codec.flags import parse_pretrain
 from megatron_codec.training.throughput import Throughput, peak_memory
-from tests.distributed.launch import ROOT
+from tests.forks import ROOT
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from megatron_codec.codecs.vq import WEIGHTS, VqCodec
 from megatron_codec.errors import UserError
 from megatron_codec.tokenizer import Tokenizer
 from tests.data_sources import photo_crops, write_photo_folder
+from tests.forks import run_tool
 
 ROOT = Path(__file__).parents[2]
 PICTURES = np.stack([np.asarray(crop) for crop in photo_crops(60, 16)])
@@ -236,8 +236,7 @@ def test_from_pictures_to_a_dataset(tmp_path, tmp_path_factory):
     photos = write_photo_folder(tmp_path_factory.mktemp("photos"))
 
     def tool(name, *arguments):
-        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = run_tool(name, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
