@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_killed_at_random_moments(inputs, tokenizer, whole, tmp_path, workers):
         )
         watched = ShardProgress(tmp_path / "killed")
         deadline = time.monotonic() + 60
-        target = watched.items() + random.randint(1, 150)
+        target = watched.items() + random.randint(30, 200)
         while process.poll() is None and watched.items() < target and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(random.random() * 0.05)
@@ -179,18 +180,23 @@ def test_split_over_tasks(inputs, tokenizer, whole, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_no_process_and_can_go_on(inputs, tokenizer, whole, tmp_path, workers):
-    process = subprocess.Popen(
-        command(inputs, tokenizer, tmp_path / "p", "--workers", workers),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while ShardProgress(tmp_path).items() == 0:
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in errors
+    for _ in range(10):  # on a busy machine it may end before we are there
+        process = subprocess.Popen(
+            command(inputs, tokenizer, tmp_path / "p", "--workers", workers),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while ShardProgress(tmp_path).items() == 0 and process.poll() is None:
+            time.sleep(0.002)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+        _, errors = process.communicate(timeout=30)
+        if process.returncode:
+            break
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert process.returncode == 130 and "Traceback" not in errors, errors
     assert f"stopped; {tmp_path / 'p.partial'} is where the same command goes on" in errors
     assert (tmp_path / "p.partial").exists() and not (tmp_path / "p.json").exists()
     deadline = time.monotonic() + 30
