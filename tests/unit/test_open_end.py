@@ -79,7 +79,7 @@ def test_cuts_anywhere():
             agrees(tokenizer, stream, cut)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_vocabularies(seed):
     """Few letters and many merges, with ids of another vocabulary and a prefix every other time."""
     rng = np.random.default_rng(seed)
