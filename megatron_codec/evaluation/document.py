@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; }
+# Text as wide as one likes to read; tables and pictures as wide as the page; wider tables move alone.
+_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 110em; margin: 2em auto; padding: 0 1em; }
+h1, h2, p { max-width: 48em; }
+.wide { overflow-x: auto; margin: 1em 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: right; }
- td:first-child, th:first-child { text-align: left; } img { max-width: 100%; }
+th { vertical-align: bottom; } td { white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+img { max-width: 100%; }
 .warning { background: #fff3cd; padding: .6em 1em; }"""
 
 
@@ -45,7 +50,8 @@ class Document:
         cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
         page = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
         page += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-        self._add("\n".join(f"| {' | '.join(line)} |" for line in cells), f"<table>{''.join(page)}</table>")
+        text = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        self._add(text, f'<div class="wide"><table>{"".join(page)}</table></div>')
 
     def picture(self, file: str, caption: str) -> None:
         """A PNG file of the folder; in the page it is contained."""
