@@ -11,7 +11,7 @@ source requirements/install.sh dev
 ruff check .
 ruff format --check .
 pyright
-# Without arguments three files at a time, on two cores: most tests keep one busy, and some wait. A file stays in one
-# process, where its tests share what they set up; the long ones come first.
-[ $# -gt 0 ] || set -- -n 3 --dist loadfile --no-loadscope-reorder
+# Without arguments two files at a time: most tests keep one core busy. A file stays in one process, where its tests
+# share what they set up; folders come one after the other, since the long files are in the first ones.
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder
 python -m pytest "$@"

@@ -235,6 +235,7 @@ def test_memory_under_recomputation_of_parts(recompute):
         assert_agrees(command_line, _measure(command_line), 1)
 
 
+@pytest.mark.slow
 def test_memory_of_two_processes_under_context_parallelism_virtual_stages_and_recomputation():
     interleaved = "--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2"
     layouts = (

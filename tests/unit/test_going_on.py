@@ -92,7 +92,7 @@ def tokens(prefix: Path) -> bytes:
     return b"".join((prefix.parent / f"{shard.name}.bin").read_bytes() for shard in shards)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(inputs, tokenizer, whole, tmp_path, workers):
     """SIGKILL to the tool alone, or to all its processes: the same command goes on, to the same bytes."""
     (tmp_path / "straight").mkdir()
