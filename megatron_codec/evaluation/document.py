@@ -2,6 +2,7 @@
 
 import base64
 import html
+import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +55,12 @@ class Document:
         self._add(text, f'<div class="wide"><table>{"".join(page)}</table></div>')
 
     def picture(self, file: str, caption: str) -> None:
-        """A PNG file of the folder; in the page it is contained."""
+        """A PNG or JPEG file of the folder; in the page it is contained."""
         content = base64.b64encode((self.folder / file).read_bytes()).decode()
-        alt = html.escape(caption, quote=True)
+        alt, kind = html.escape(caption, quote=True), mimetypes.guess_type(file)[0]
         self._add(
             f"{caption}\n\n![{caption}]({file})",
-            f'<p>{alt}</p><img alt="{alt}" src="data:image/png;base64,{content}">',
+            f'<p>{alt}</p><img alt="{alt}" src="data:{kind};base64,{content}">',
         )
 
     def markdown(self) -> str:

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.document import Document
 from megatron_codec.evaluation.reproduction_results import COMMAND, MODELS, Stage, answer, dataset, variables
 from megatron_codec.files import whole_file
+
+_LARGE = 1 << 19  # bytes of a picture, since reports are kept in a repository
 
 
 def write_reproduction(run: Path, output: Path) -> list[str]:
@@ -258,11 +262,15 @@ def _picture(output: Path, name: str) -> Path:
 
 
 def _keep(document: Document, picture: Path, output: Path, caption: str) -> None:
-    """Copies a picture of an evaluation beside the report, and shows it."""
-    kept = _picture(output, picture.name)
+    """Copies a picture of an evaluation beside the report, and shows it; a large one, of photos, as JPEG."""
+    large = picture.stat().st_size > _LARGE
+    kept = _picture(output, picture.with_suffix(".jpg").name if large else picture.name)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with open(picture, "rb") as source, whole_file(kept) as target:
-        shutil.copyfileobj(source, target)
+        if large:
+            Image.open(source).convert("RGB").save(target, format="JPEG", quality=80)
+        else:
+            shutil.copyfileobj(source, target)
     document.picture(f"images/{kept.name}", caption)
 
 

@@ -208,3 +208,13 @@ def test_a_run_without_any_stage_is_told_how_to_make_one(tmp_path, run):
     with pytest.raises(UserError, match=r"results\.json: cannot be read"):
         write_reproduction(run, tmp_path / "x.md")
     assert not (tmp_path / "x.md").exists()
+
+
+def test_a_large_picture_is_kept_as_jpeg(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    Image.fromarray(pixels).save(run / "evaluations/compare/contact-0.png")
+    write_reproduction(run, tmp_path / "docs/found.md")
+    text = (tmp_path / "docs/found.md").read_text()
+    assert "(images/found-contact-0.jpg)" in text and "(images/found-contact-0.5.png)" in text
+    with Image.open(tmp_path / "docs/images/found-contact-0.jpg") as kept:
+        assert kept.format == "JPEG" and kept.size == (500, 500)
