@@ -56,10 +56,10 @@ def test_what_is_not_a_step_is_left_out_of_its_time(start):
         time.sleep(0.05)
         metrics.step(iteration, 1e-3, StepResult(1.0, 0.5, skipped=False))
         if iteration != 3:
-            time.sleep(0.2)  # an evaluation
+            time.sleep(0.5)  # an evaluation
             metrics.restart_clock()
     [values] = lines()
-    assert 0.05 <= values["seconds_per_iteration"] < 0.1
+    assert 0.05 <= values["seconds_per_iteration"] < 0.3
     metrics.close()
 
 
