@@ -41,13 +41,6 @@ def downloads(browser, count, suffix=".jpg", seconds=20):
     return found
 
 
-def until(condition, seconds=10):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 SMALL = """[...document.querySelectorAll("button, input:not(.unseen), .button, [role=slider]")]
     .map((element) => [element.outerHTML.slice(0, 60), element.getBoundingClientRect()])
     .filter(([_, {width, height}]) => width && (height < 43.5 || width < 43.5))

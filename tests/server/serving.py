@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,3 +63,12 @@ def serving(loop, **settings):
             end()
             thread.join(30)
             assert not thread.is_alive(), "the server does not end"
+
+
+def until(condition, seconds=30.0):
+    """Waits for a condition. Returns how long it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "it does not happen"
+        time.sleep(0.002)
+    return time.monotonic() - started

@@ -19,9 +19,8 @@ from megatron_codec.inference.loop import EngineLoop
 from megatron_codec.inference.server.text import to_text
 from tests.distributed.launch import running, running_tool
 from tests.forks import run_tool
-from tests.server.serving import serving
+from tests.server.serving import serving, until
 from tests.server.soak import soak
-from tests.server.test_operation import until
 
 TOOL = "run_text_generation_server"
 SETTINGS = {"temperature": 1.1, "top_k": 200, "top_p": 0.97, "n": 2, "max_tokens": 40}

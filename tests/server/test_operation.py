@@ -14,18 +14,9 @@ from megatron_codec.inference import EngineConfig
 from megatron_codec.inference.server.serve import listen
 from megatron_codec.inference.server.settings import API_KEY_VARIABLE, ServerConfig
 from tests.server.scripted import ScriptedLoop
-from tests.server.serving import serving
+from tests.server.serving import serving, until
 
 LONG = {"prompt": [1], "ignore_eos": True}
-
-
-def until(condition, seconds=30.0):
-    """Waits for a condition. Returns how long it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "it does not happen"
-        time.sleep(0.002)
-    return time.monotonic() - started
 
 
 def in_thread(call):

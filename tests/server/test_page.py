@@ -8,9 +8,9 @@ from PIL import Image
 from megatron_codec.inference import Engine
 from megatron_codec.inference.loop import EngineLoop
 from tests.server.browser import BINARY
-from tests.server.pages import DONE, NOW, PHOTO, STATES, downloads, give, make, text, until
+from tests.server.pages import DONE, NOW, PHOTO, STATES, downloads, give, make, text
 from tests.server.scripted import ScriptedLoop
-from tests.server.serving import serving
+from tests.server.serving import serving, until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium: apt-get install chromium")
 SOURCES = "[...document.querySelectorAll('.run:first-child figure img')].map((image) => image.src)"

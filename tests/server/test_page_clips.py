@@ -8,9 +8,9 @@ import pytest
 from megatron_codec.codecs import AvcCodec
 from megatron_codec.tokenizer import Tokenizer
 from tests.server.browser import BINARY
-from tests.server.pages import DONE, STATES, checked, downloads, make, text, until
+from tests.server.pages import DONE, STATES, checked, downloads, make, text
 from tests.server.scripted import Material, ScriptedLoop
-from tests.server.serving import serving
+from tests.server.serving import serving, until
 from tests.videos import moving, write_video
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium: apt-get install chromium")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from megatron_codec.inference.server.pictures import Painter, Partials, Picture, Pictures
 from tests.server.scripted import CODEC, STREAMS, TOKENIZER, ScriptedLoop
-from tests.server.serving import serving
+from tests.server.serving import serving, until
 from tests.server.test_completions import VOCABULARY, expected
 
 HEAD = [TOKENIZER.bos, *TOKENIZER.encode_to_list(CODEC.preamble)]
@@ -164,15 +164,14 @@ def test_one_picture_is_stopped(slow_server, how):
         slow_server.client.delete(f"/v1/images/{second}")
         assert next(events)[1]["id"] == second
         assert list(events) == []
-    time.sleep(0.1)
-    assert slow_server.loop.open_requests == 0
+    until(lambda: slow_server.loop.open_requests == 0)
 
 
 def test_pictures_are_forgotten_after_their_time():
-    with serving(ScriptedLoop(), picture_seconds=0.2) as server:
+    with serving(ScriptedLoop(), picture_seconds=1.5) as server:
         [item] = server.client.post("/v1/images/generations", json={}).json()["data"]
         assert server.client.get(f"/v1/images/{item['id']}.jpg").status_code == 200
-        time.sleep(0.3)
+        time.sleep(1.6)
         assert server.client.get(f"/v1/images/{item['id']}.jpg").status_code == 404
 
 
