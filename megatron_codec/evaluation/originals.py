@@ -13,14 +13,13 @@ import numpy as np
 from PIL import Image
 
 from megatron_codec.codecs import ImageCodec
+from megatron_codec.codecs.given import given_pixels, prompt_picture
 from megatron_codec.codecs.images import Geometry, canonical
 from megatron_codec.errors import UserError
 from megatron_codec.evaluation.distances import rank_problem
 from megatron_codec.preprocessing import Selection, open_inputs
 from megatron_codec.preprocessing.decoders import PillowDecoder, picture_suffixes
 from megatron_codec.preprocessing.skipping import Skipped
-
-_GREY = 128
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,20 @@ class Originals:
 
     def given(self, codec: ImageCodec, ratio: float) -> np.ndarray:
         """Which pixels a prompt of this ratio decides, bool [image_size, image_size]."""
-        key = json.dumps(codec.to_dict()), ratio
-        if key not in self._given:
-            given = Image.fromarray(given_pixels(codec, ratio))
-            larger = given.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
-            self._given[key] = np.asarray(larger)
-        return self._given[key]
+        given = Image.fromarray(self._given_of_codec(codec, ratio))
+        return np.asarray(given.resize((self.image_size, self.image_size), Image.Resampling.NEAREST))
 
     def prompt(self, codec: ImageCodec, number: int, ratio: float) -> Image.Image:
         """What a prompt of one of them decides; a decoder makes up more where it ends, which is grey."""
-        decoded = codec.decode(codec.prompt(self.streams(codec)[number], ratio)).convert("RGB")
-        larger = decoded.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
-        shown = np.where(self.given(codec, ratio)[:, :, None], np.asarray(larger), _GREY)
-        return Image.fromarray(shown.astype(np.uint8))
+        prompt = codec.prompt(self.streams(codec)[number], ratio)
+        shown = prompt_picture(codec, prompt, self._given_of_codec(codec, ratio))
+        return shown.resize((self.image_size, self.image_size), Image.Resampling.NEAREST)
+
+    def _given_of_codec(self, codec: ImageCodec, ratio: float) -> np.ndarray:
+        key = json.dumps(codec.to_dict()), ratio
+        if key not in self._given:
+            self._given[key] = given_pixels(codec, ratio)
+        return self._given[key]
 
     def active(self, pictures: np.ndarray) -> np.ndarray:
         """Of pictures [n, image_size, image_size, 3] what distances are taken of."""
@@ -91,16 +91,6 @@ def half_box(image_size: int) -> tuple[int, int]:
     """Where a picture at half size begins, from the left and from above, and its side, in pixels."""
     side = image_size // 2
     return (image_size - side) // 2, side
-
-
-def given_pixels(codec: ImageCodec, ratio: float) -> np.ndarray:
-    """Where a white and a black picture differ when the decoder has their prompts alone."""
-    side = codec.image_size
-    shown = []
-    for value in (0, 255):
-        stream = codec.encode(np.full((side, side, 3), value, np.uint8))
-        shown.append(np.asarray(codec.decode(codec.prompt(stream, ratio))))
-    return (shown[0] != shown[1]).any(axis=2)
 
 
 def check_ratios(codec: ImageCodec, ratios: tuple[float, ...], half_size: bool = False) -> list[UserError]:

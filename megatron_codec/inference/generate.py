@@ -4,13 +4,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from megatron_codec.codecs import AvcCodec, Codec, DecodeError
+from megatron_codec.codecs import AvcCodec, Codec, DecodeError, ImageCodec
+from megatron_codec.codecs.given import given_pixels, prompt_picture
 from megatron_codec.contact_sheet import contact_sheet
 from megatron_codec.data import CodecDataset
 from megatron_codec.errors import UserError, collecting, raise_all
@@ -199,9 +200,11 @@ def _write(
     if isinstance(codec, AvcCodec):
         sheet = clip_sheet(codec, originals, pictures, ratio)
     elif originals:
+        of_pictures = cast(ImageCodec, codec)
+        given = given_pixels(of_pictures, ratio)
         rows = [
             [
-                codec.decode(codec.prompt(stream, ratio)),
+                prompt_picture(of_pictures, codec.prompt(stream, ratio), given),
                 *pictures[index * n : (index + 1) * n],
                 codec.decode(stream),
             ]

@@ -243,7 +243,10 @@ def test_from_torchrun_to_pictures(corpus, tmp_path):
     assert {file.name for file in output.iterdir()} == {"samples.json", "contact_sheet.png"} | {
         f.name for f in files
     }
-    assert Image.open(output / "contact_sheet.png").size[0] > 5 * 32  # prompt, three samples, original
+    sheet = np.asarray(Image.open(output / "contact_sheet.png"))
+    assert sheet.shape[1] > 5 * 96  # prompt, three samples, original, each enlarged to 96 pixels
+    prompt = sheet[18 : 18 + 96, 4 : 4 + 96]  # below the headings; the lower half is not given
+    assert (prompt[48:] == 128).all() and prompt[:48].std() > 10
     for file, picture in zip(files, [pictures[0]] * 3 + [pictures[1]] * 3, strict=True):
         assert file.stem.startswith(picture.stem) and file.suffix == ".jpg"
         sample = np.asarray(Image.open(file).convert("RGB"))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from megatron_codec.codecs import JpegCodec
+from megatron_codec.codecs.given import given_pixels
 from megatron_codec.codecs.images import Geometry
 from megatron_codec.codecs.pixels import PixelsCodec, palette_text
 from megatron_codec.config import TrainingConfig
@@ -19,7 +20,7 @@ from megatron_codec.evaluation.completers import ReferenceCompleter
 from megatron_codec.evaluation.distances import frechet
 from megatron_codec.evaluation.engine_completer import Checkpoint, EngineCompleter, held_out
 from megatron_codec.evaluation.evaluate import evaluate
-from megatron_codec.evaluation.originals import Originals, given_pixels, read_originals
+from megatron_codec.evaluation.originals import Originals, read_originals
 from megatron_codec.evaluation.samples import Sample
 from megatron_codec.evaluation.upscaling import Upscaler
 from megatron_codec.inference import EngineConfig, Sampling
