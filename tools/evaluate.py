@@ -10,6 +10,7 @@ it was. docs/evaluation.md says what each number means.
 """
 
 import os
+import sys
 
 import tyro
 
@@ -24,6 +25,9 @@ def main() -> None:
     config = tyro.cli(EvaluateConfig, description=__doc__)
     try:
         results = evaluate(config)
+    except KeyboardInterrupt:
+        print(f"stopped; {config.output} is where the same command goes on", file=sys.stderr)
+        raise
     finally:
         parallel.shut_down()
     if config.export and os.environ.get("RANK", "0") == "0":

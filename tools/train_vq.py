@@ -7,6 +7,7 @@ Stopped at any moment, the same command goes on where it was; when it has ended,
 settings or pictures for a network that is there are refused.
 """
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -75,7 +76,11 @@ def main() -> None:
         if is_trained(output, decides(training, pictures)):
             print(f"{output} is there already, with these settings and pictures, and not trained again")
         else:
-            told = train_vq(pictures, training, output)
+            try:
+                told = train_vq(pictures, training, output)
+            except KeyboardInterrupt:
+                print(f"stopped; the same command goes on with {output}", file=sys.stderr)
+                raise
             print(f"{told:.2f} dB (PSNR) on held-out pictures")
     codec = VqCodec.of(output, size)
     path = output.with_name(f"{output.name}.json")

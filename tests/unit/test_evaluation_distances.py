@@ -78,6 +78,7 @@ def test_kernel_distance_is_clean_fids_and_leaves_the_global_generator_as_it_was
     off = ~np.eye(50, dtype=bool)
     by_hand = (k(a, a)[off].sum() + k(b, b)[off].sum()) / (50 * 49) - 2 * k(a, b).mean()
     assert distances.kernel(a, b) == pytest.approx(by_hand, rel=1e-9)
+    assert fid.kernel_distance(a, b) == pytest.approx(by_hand, rel=1e-9)  # which takes it 100 times
 
 
 def test_precision_and_recall_are_those_of_the_obvious_implementation():
