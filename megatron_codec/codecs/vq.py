@@ -113,8 +113,8 @@ class VqCodec:
         found = codes.from_stream(stream, self.num_codes)[:length]
         if len(stream) and not len(found):
             raise DecodeError(f"stream of {len(stream)} bytes", "does not begin with a code of the codebook")
-        indices = torch.zeros(length, dtype=torch.long)
-        indices[: len(found)] = torch.from_numpy(found)
+        # The network sees the whole grid: what is lacking repeats what is there, which changes that least.
+        indices = torch.from_numpy(np.resize(found, length) if len(found) else np.zeros(length, found.dtype))
         network = self._network
         with torch.inference_mode():
             entries = (

@@ -81,6 +81,8 @@ def test_a_prompt_is_rows_of_codes_and_what_is_lacking_is_grey(codec):
     assert prompt == stream[: 2 * 4 * 2]
     shown = np.asarray(codec.decode(prompt))
     assert (shown[8:] == 128).all() and not (shown[:8] == 128).all()
+    # The network sees the whole grid, and lacking codes are those that are there once more.
+    np.testing.assert_array_equal(shown[:8], np.asarray(codec.decode(prompt * 2))[:8])
     assert codec.check(prompt).reason == "ends after 8 of 16 codes"
     with pytest.raises(DecodeError):
         codec.decode(b"abcd")
