@@ -139,7 +139,8 @@ for stage in "${STAGES[@]}"; do
             fi
             mkdir -p "$RUN/codes" "$RUN/pixels"
             cp "$RUN/vq.json" "$RUN/codes/tokenizer.tmp" && mv "$RUN/codes/tokenizer.tmp" "$RUN/codes/tokenizer.json"
-            dataset codes preprocess_images.py
+            # A network sees each picture, one at a time.
+            OMP_NUM_THREADS=1 dataset codes preprocess_images.py --workers 2
             if [ ! -f "$RUN/pixels/tokenizer.json" ]; then
                 step "finding the colours of the pixel model"
                 python tools/train_palette.py "${TRAIN_INPUT[@]}" --image-size 32 --num-colors 512 \
