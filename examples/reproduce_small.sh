@@ -132,6 +132,8 @@ jpeg_dataset jpeg --quality 25
 for stage in "${STAGES[@]}"; do
     case "$stage" in
         compare)
+            # First, since too few FLOPS for its schedule are told by then, and not after the VQ-VAE.
+            train jpeg jpeg "$FLOPS"
             if [ ! -f "$RUN/vq.json" ]; then
                 step "training the VQ-VAE"
                 python tools/train_vq.py "${TRAIN_INPUT[@]}" --image-size "$SIZE" --num-codes 512 --steps 2000 \
@@ -147,7 +149,6 @@ for stage in "${STAGES[@]}"; do
                     --output "$RUN/pixels/tokenizer.json"
             fi
             dataset pixels preprocess_images.py
-            train jpeg jpeg "$FLOPS"
             train vq codes "$FLOPS"
             # Of 32x32 always, as the paper's: 1,024 tokens, and 2 x 1,026 are about as many as 6 x 304.
             train pixels pixels "$FLOPS" --seq-length 1026 --micro-batch-size 2 --global-batch-size 2
