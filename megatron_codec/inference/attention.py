@@ -44,11 +44,10 @@ class PagedAttention:
     ):
         self.heads, self.groups, self.width, self.device = heads, groups, width, device
         self.scale = 1.0 / math.sqrt(width)
-        self.fused = kernels.fits(torch.empty(0, dtype=dtype, device=device), width, BLOCK)
+        self.like = torch.empty(0, dtype=dtype, device=device)
+        self.fused = kernels.fits(self.like, width, BLOCK)
         self.on_gpu = device.type == "cuda" and find_spec("triton") is not None
-        exact = self.fused or self.on_gpu
-        like = torch.empty(0, dtype=torch.float32 if exact else dtype, device=device)
-        self.cos, self.sin = Rotary(width, rotary_base).tables(max_length, like)
+        self.cos, self.sin = Rotary(width, rotary_base).tables(max_length, device)
 
     def begin(self, step: Step) -> None:
         """Prepares what all layers of a step share."""
@@ -66,7 +65,7 @@ class PagedAttention:
             of_prompts = [piece for piece in step.pieces if piece.rows[0] >= decoding]
             self.gathered = _Gathered(of_prompts, self.positions) if of_prompts else None
         else:
-            in_place = kernels.fits_rows(self.cos, self.width)
+            in_place = kernels.fits_rows(self.like, self.width)
             self.gathered = _Gathered(step.pieces, self.positions, in_place)
             self.turns = tuple(table[self.positions][:, None, None] for table in (self.cos, self.sin))
 

@@ -17,8 +17,6 @@ from megatron_codec.model import kernels
 from megatron_codec.model.products import attention
 from megatron_codec.parallel import context_parallel_positions
 
-_FP32 = torch.empty(0)
-
 
 class Rotary:
     """Rotary position embedding, as Llama applies it (halves, not pairs), with its tables kept.
@@ -30,23 +28,26 @@ class Rotary:
 
     def __init__(self, width: int, base: float):
         self.width, self.base = width, base
-        self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions 0 to length - 1, [length, d / 2] each, of the type of `like`."""
-        key = like.dtype, like.device
-        if key not in self._tables or len(self._tables[key][0]) < length:
-            exponents = torch.arange(0, self.width, 2, dtype=torch.float32, device=like.device) / self.width
-            positions = torch.arange(length, dtype=torch.float32, device=like.device)
+    def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions 0 to length - 1, fp32 [length, d / 2] each.
+
+        In bf16 they would put keys out of their place, and a model learns less (docs/decisions.md).
+        """
+        if device not in self._tables or len(self._tables[device][0]) < length:
+            exponents = torch.arange(0, self.width, 2, dtype=torch.float32, device=device) / self.width
+            positions = torch.arange(length, dtype=torch.float32, device=device)
             angles = torch.outer(positions, 1.0 / self.base**exponents)
-            self._tables[key] = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-        cos, sin = self._tables[key]
+            self._tables[device] = angles.cos(), angles.sin()
+        cos, sin = self._tables[device]
         return cos[:length], sin[:length]
 
 
 class Rotate(torch.autograd.Function):
     """Turns the halves of the last dimension by angles; its gradient is the turn back.
 
+    Computes in the type of the angles' tables, and rounds to that of `x` once.
     Written without the concatenations of the usual formula, which cost two more passes over memory.
     """
 
@@ -64,11 +65,12 @@ class Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    turned = torch.empty_like(x)
-    (first, second), (to_first, to_second) = x.chunk(2, -1), turned.chunk(2, -1)
+    wide = x.to(cos.dtype)
+    turned = torch.empty_like(wide)
+    (first, second), (to_first, to_second) = wide.chunk(2, -1), turned.chunk(2, -1)
     torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=to_second).addcmul_(first, sin, value=direction)
-    return turned
+    return turned.to(x.dtype)
 
 
 class ContextParallel:
@@ -152,10 +154,9 @@ class SdpaAttention(MegatronModule):
         if self.context is not None:
             return self._with_gathered_keys(self.context, query, key, value)
         width = query.shape[-1]
+        cos_sd, sin_sd = self.rotary.tables(query.shape[0], query.device)
         if self.fused and width in kernels.HEAD_WIDTHS and kernels.fits(query, width):
-            cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=_FP32)
             return kernels.Attention.apply(query, key, value, cos_sd, sin_sd, self.softmax_scale).flatten(2)
-        cos_sd, sin_sd = self.rotary.tables(query.shape[0], like=query)
         # The values lie between queries and keys in memory; torch's kernel is slower on them than a copy.
         q_bnsd, k_bgsd, v_bgsd = (x.permute(1, 2, 0, 3) for x in (query, key, value.contiguous()))
         out_bnsd = attention(
@@ -171,7 +172,7 @@ class SdpaAttention(MegatronModule):
     def _with_gathered_keys(
         self, context: "ContextParallel", query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        cos, sin = self.rotary.tables(query.shape[0] * context.size, like=query)
+        cos, sin = self.rotary.tables(query.shape[0] * context.size, query.device)
         own = context.positions(query.shape[0], query.device)
         key = Rotate.apply(key, cos[own][:, None, None], sin[own][:, None, None])
         k_bgsd, v_bgsd = (context.gather(x).permute(1, 2, 0, 3) for x in (key, value))

@@ -35,7 +35,7 @@ def mixed(s: int, b: int, n: int, g: int, d: int, seed: int = 0):
 def exact(query, key, value, rotary: Rotary, scale: float):
     """The formula in fp64, with its s x s matrix: [s, b, n * d]."""
     s, _, n, _ = query.shape
-    cos, sin = rotary.tables(s, torch.empty(0, dtype=torch.float32))
+    cos, sin = rotary.tables(s, torch.device("cpu"))
     query, key, value = (x.double().permute(1, 2, 0, 3) for x in (query, key, value))
     query, key = (Rotate.apply(x, cos.double(), sin.double()) for x in (query, key))
     key, value = (x.repeat_interleave(n // x.shape[1], 1) for x in (key, value))

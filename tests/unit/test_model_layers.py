@@ -104,16 +104,19 @@ def test_attention_refuses_what_it_would_ignore(layout, random):
 
 def test_rotary_tables_are_those_of_megatron():
     rotary = Rotary(WIDTH, 10000)
-    like = torch.empty(0)
     for length in (7, 300, 20):  # they grow, and are cut
-        cos, sin = rotary.tables(length, like)
+        cos, sin = rotary.tables(length, torch.device("cpu"))
         angles = RotaryEmbedding(WIDTH, 1.0, use_cpu_initialization=True)(length)[:, 0, 0, : WIDTH // 2]
         assert cos.shape == sin.shape == (length, WIDTH // 2)
         torch.testing.assert_close(cos, angles.cos())
         torch.testing.assert_close(sin, angles.sin())
-    # In bf16 the angles are still those of fp32: 299 itself is not a bf16 number.
-    cos, _ = rotary.tables(300, torch.empty(0, dtype=torch.bfloat16))
-    torch.testing.assert_close(cos, rotary.tables(300, like)[0].bfloat16())
+
+
+def test_bf16_is_turned_by_the_angles_of_fp32_and_rounded_once(random):
+    x = random(2, 300, WIDTH).bfloat16()
+    cos, sin = Rotary(WIDTH, 10000).tables(300, x.device)
+    exact = Rotate.apply(x.double(), cos.double(), sin.double())
+    torch.testing.assert_close(Rotate.apply(x, cos, sin), exact.bfloat16(), rtol=0, atol=0)
 
 
 def test_rotate_is_the_formula_and_its_gradient_the_turn_back(random):
